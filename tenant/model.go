@@ -1,0 +1,131 @@
+package tenant
+
+import "time"
+
+// ShardPosition is how far one shard has come in a stream.
+type ShardPosition struct {
+	Shard   string `json:"shard"`
+	LSN     LSN    `json:"lsn"`     // end of the last source transaction applied
+	Durable LSN    `json:"durable"` // the same, but surely on the shard's disk
+}
+
+// TableProgress is one table's copy, in real counters.
+type TableProgress struct {
+	Table      string `json:"table"`
+	State      string `json:"state"`       // waiting, copying, indexing, done
+	RowsDone   int64  `json:"rows_done"`   // rows read from the source
+	RowsTotal  int64  `json:"rows_total"`  // the planner's estimate until the copy is done, then exact
+	BytesDone  int64  `json:"bytes_done"`  // bytes of the COPY stream
+	BytesTotal int64  `json:"bytes_total"` // heap and TOAST at the source; an estimate of the stream
+}
+
+// Progress is what replication-progress shows. It comes from real counters; Percent never exceeds 100.
+type Progress struct {
+	Replication string          `json:"replication"`
+	Phase       Phase           `json:"phase"`
+	Reason      string          `json:"reason,omitempty"`
+	Remedy      string          `json:"remedy,omitempty"`
+	At          time.Time       `json:"at"`
+	Step        string          `json:"step,omitempty"` // what is done just now, in words
+	Percent     float64         `json:"percent"`        // of the copy
+	RowsDone    int64           `json:"rows_done"`
+	RowsTotal   int64           `json:"rows_total"`
+	BytesDone   int64           `json:"bytes_done"`
+	BytesTotal  int64           `json:"bytes_total"`
+	BytesPerSec float64         `json:"bytes_per_second"`
+	RowsPerSec  float64         `json:"rows_per_second"` // copied or applied
+	ETASeconds  float64         `json:"eta_seconds"`     // -1: unknown
+	Tables      []TableProgress `json:"tables,omitempty"`
+	Shards      []ShardPosition `json:"shards,omitempty"`
+	SourceLSN   LSN             `json:"source_lsn"`     // the source's write position
+	LagBytes    int64           `json:"lag_bytes"`      // source write position less the slowest shard's position
+	LagMillis   float64         `json:"lag_ms"`         // age of the oldest transaction not applied everywhere; 0 when none
+	SlotWAL     int64           `json:"slot_wal_bytes"` // WAL that the slot holds back at the source
+	AppliedTxns int64           `json:"applied_transactions"`
+	AppliedRows int64           `json:"applied_rows"`
+	Blocked     string          `json:"blocked,omitempty"` // who is in the way: pid and query
+}
+
+// TableVerification compares one table.
+type TableVerification struct {
+	Table       string    `json:"table"`
+	SourceRows  int64     `json:"source_rows"`
+	TargetRows  int64     `json:"target_rows"`
+	Equal       bool      `json:"equal"`
+	Digest      string    `json:"digest"`                // hex, of the source's side
+	Misplaced   int64     `json:"misplaced_rows"`        // rows on a shard that does not own their realm
+	Differences []RowDiff `json:"differences,omitempty"` // the first ones, by key
+	MoreDiffs   int64     `json:"more_differences,omitempty"`
+}
+
+// RowDiff names one row that differs.
+type RowDiff struct {
+	Key   string `json:"key"`             // identity columns as text, "bid=3, aid=17"
+	Kind  string `json:"kind"`            // missing, extra, different, misplaced
+	Shard string `json:"shard,omitempty"` // where it was seen or should be
+}
+
+// Verification is the result of comparing both sides at one position.
+type Verification struct {
+	ID          string              `json:"id"`
+	Replication string              `json:"replication"`
+	StartedAt   time.Time           `json:"started_at"`
+	FinishedAt  time.Time           `json:"finished_at"`
+	LSN         LSN                 `json:"lsn"` // the position at which both sides were compared
+	Clean       bool                `json:"clean"`
+	Tables      []TableVerification `json:"tables"`
+	Sequences   []SequenceValue     `json:"sequences,omitempty"`
+	Rows        int64               `json:"rows"`   // source rows compared
+	Digest      string              `json:"digest"` // hex SHA-256 over the tables' digests, counts and the position
+	Attempts    int                 `json:"attempts"`
+	Error       string              `json:"error,omitempty"` // why it could not be finished
+}
+
+// SequenceValue is a sequence's state.
+type SequenceValue struct {
+	Name      TableName `json:"name"`
+	Last      int64     `json:"last"`
+	Called    bool      `json:"called"`
+	Increment int64     `json:"increment"`
+	Min       int64     `json:"min"`
+	Max       int64     `json:"max"`
+}
+
+// SequenceSet is the value that a sequence was set to on one shard.
+type SequenceSet struct {
+	Shard string `json:"shard"`
+	Name  string `json:"name"`
+	Value int64  `json:"value"`
+}
+
+// StepTime is how long one step of a cutover took.
+type StepTime struct {
+	Step   string  `json:"step"`
+	Millis float64 `json:"ms"`
+}
+
+// Certificate proves a cutover. Signature is ed25519 by the installation's key over the JSON of the rest.
+type Certificate struct {
+	Version      int             `json:"version"` // 1
+	Installation string          `json:"installation"`
+	Database     string          `json:"database"`
+	Source       string          `json:"source"` // without credentials
+	Target       string          `json:"target"`
+	Replication  string          `json:"replication"`
+	Attempt      string          `json:"attempt"` // the gate's attempt
+	GateEpoch    int64           `json:"gate_epoch"`
+	Placement    int64           `json:"placement_epoch"`
+	SystemID     string          `json:"source_system_identifier"`
+	MarkerLSN    LSN             `json:"marker_lsn"`
+	Shards       []ShardPosition `json:"shards"`
+	Verification string          `json:"verification"`
+	Digest       string          `json:"verification_digest"`
+	VerifiedLSN  LSN             `json:"verified_lsn"`
+	Sequences    []SequenceSet   `json:"sequences"`
+	PauseMillis  float64         `json:"pause_ms"`
+	Steps        []StepTime      `json:"steps"`
+	ApprovedBy   string          `json:"approved_by"`
+	DecidedAt    time.Time       `json:"decided_at"`
+	PublicKey    string          `json:"public_key"`          // base64
+	Signature    string          `json:"signature,omitempty"` // base64
+}

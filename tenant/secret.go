@@ -1,0 +1,71 @@
+package tenant
+
+import (
+	"log/slog"
+	"net/url"
+	"strings"
+)
+
+const redacted = "[redacted]"
+
+// Secret is a text that must never be printed. Reveal is the only way to its content.
+type Secret string
+
+// Reveal returns the content, for the one place that needs it.
+func (s Secret) Reveal() string { return string(s) }
+
+// String implements fmt.Stringer.
+func (Secret) String() string { return redacted }
+
+// GoString implements fmt.GoStringer.
+func (Secret) GoString() string { return redacted }
+
+// LogValue implements slog.LogValuer.
+func (Secret) LogValue() slog.Value { return slog.StringValue(redacted) }
+
+// MarshalText implements encoding.TextMarshaler.
+func (Secret) MarshalText() ([]byte, error) { return []byte(redacted), nil }
+
+// DSN is a Postgres connection string, URL or key/value. It prints without its password.
+type DSN string
+
+// Reveal returns the whole connection string, for pgx.
+func (d DSN) Reveal() string { return string(d) }
+
+// String returns the connection string without password and parameters that may carry one.
+func (d DSN) String() string {
+	if u, err := url.Parse(string(d)); err == nil && (u.Scheme == "postgres" || u.Scheme == "postgresql") {
+		host := u.Host
+		if h := u.Query().Get("host"); host == "" && h != "" {
+			host = h
+			if p := u.Query().Get("port"); p != "" {
+				host += ":" + p
+			}
+		}
+		out := "postgres://"
+		if name := u.User.Username(); name != "" {
+			out += url.User(name).String() + "@"
+		}
+		return out + host + u.Path
+	}
+	var keep []string
+	for _, field := range strings.Fields(string(d)) {
+		switch k, _, _ := strings.Cut(field, "="); k {
+		case "host", "port", "user", "dbname":
+			keep = append(keep, field)
+		}
+	}
+	if len(keep) == 0 {
+		return redacted
+	}
+	return strings.Join(keep, " ")
+}
+
+// GoString implements fmt.GoStringer.
+func (d DSN) GoString() string { return d.String() }
+
+// LogValue implements slog.LogValuer.
+func (d DSN) LogValue() slog.Value { return slog.StringValue(d.String()) }
+
+// MarshalText implements encoding.TextMarshaler.
+func (d DSN) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
