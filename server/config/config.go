@@ -1,0 +1,130 @@
+package config
+
+import (
+	"net"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/rehomedb/rehome/internal/seal"
+	"github.com/rehomedb/rehome/tenant"
+)
+
+// Defaults of the settings, as the command line's contract gives them.
+const (
+	DefaultURL      = "http://localhost:8080"
+	DefaultListen   = "127.0.0.1:8080"
+	DefaultPGListen = "127.0.0.1:6432"
+	DefaultEmailURL = "log:"
+	// DefaultDrainTimeout leaves the slowest ordinary request (a preflight over a wide area) time to finish, and stays
+	// below the 30 s after which container platforms kill.
+	DefaultDrainTimeout = 20 * time.Second
+	// DefaultMaxConnections bounds the pool to the control database: jobs, listeners and requests together.
+	DefaultMaxConnections = 20
+)
+
+// Config is what a server is started with. The tags name the settings; see doc.go for where they come from.
+type Config struct {
+	// DatabaseURL is the control database; required.
+	DatabaseURL tenant.DSN `koanf:"database_url"`
+	// Secret is 32 or more random bytes; the keys for stored secrets are derived from it. Required. Whoever knows it
+	// is the installation's operator.
+	Secret tenant.Secret `koanf:"secret"`
+	// URL is the public base URL, without a trailing slash.
+	URL string `koanf:"url"`
+	// Listen is the address of HTTP API, gateway, probes and metrics.
+	Listen string `koanf:"listen"`
+	// PGListen is the address of the Postgres gateway. Nothing listens there yet.
+	PGListen string `koanf:"pg_listen"`
+	// NATSURL is an outside NATS server; empty: one is embedded.
+	NATSURL string `koanf:"nats_url"`
+	// NATSStore is the folder of the embedded server's streams; empty: a temporary one. It holds nothing that matters.
+	NATSStore string `koanf:"nats_store"`
+	// EmailURL is how codes reach people while no channel was set with init-email-channel.
+	EmailURL tenant.Secret `koanf:"email_url"`
+	// UsageStats says whether connections are counted per client: enabled or disabled.
+	UsageStats string `koanf:"usage_stats"`
+	// ServerName tells servers of one installation apart in leases and statistics; empty: host name and a random suffix.
+	ServerName string `koanf:"server_name"`
+	// DrainTimeout bounds how long a stop waits for requests in flight before it cuts them.
+	DrainTimeout time.Duration `koanf:"drain_timeout"`
+	// MaxConnections bounds the pool to the control database.
+	MaxConnections int `koanf:"max_connections"`
+
+	// Now is the clock; tests replace it. Nil: time.Now.
+	Now func() time.Time `koanf:"-"`
+	// Version is what the API reports; set by the program, not by a person.
+	Version string `koanf:"-"`
+}
+
+// WithDefaults fills what was left out.
+func (c Config) WithDefaults() Config {
+	set := func(p *string, v string) {
+		if *p == "" {
+			*p = v
+		}
+	}
+	set(&c.URL, DefaultURL)
+	c.URL = strings.TrimRight(c.URL, "/")
+	set(&c.Listen, DefaultListen)
+	set(&c.PGListen, DefaultPGListen)
+	set(&c.UsageStats, "enabled")
+	set(&c.Version, "devel")
+	if c.EmailURL == "" {
+		c.EmailURL = DefaultEmailURL
+	}
+	if c.DrainTimeout == 0 {
+		c.DrainTimeout = DefaultDrainTimeout
+	}
+	if c.MaxConnections == 0 {
+		c.MaxConnections = DefaultMaxConnections
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	return c
+}
+
+// Validate refuses settings that cannot work, naming the setting and what to write. It expects WithDefaults.
+func (c Config) Validate() error {
+	if c.DatabaseURL == "" {
+		return bad("missing-database-url", "set REHOME_DATABASE_URL (or DATABASE_URL), for example postgres://rehome@127.0.0.1/rehome", "no control database is named")
+	}
+	if c.Secret == "" {
+		return bad("missing-secret", "make one with `openssl rand -base64 48`, keep it, and set it as REHOME_SECRET", "REHOME_SECRET is not set")
+	}
+	if n := len(c.Secret.Reveal()); n < seal.MinSecret {
+		return bad("short-secret", "make one with: openssl rand -base64 48", "REHOME_SECRET has %d bytes; it needs at least %d", n, seal.MinSecret)
+	}
+	u, err := url.Parse(c.URL)
+	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+		return bad("bad-url", "write it as https://host, without credentials or query", "REHOME_URL is not the base URL of a server")
+	}
+	for name, addr := range map[string]string{"REHOME_LISTEN": c.Listen, "REHOME_PG_LISTEN": c.PGListen} {
+		if _, _, err := net.SplitHostPort(addr); err != nil {
+			return bad("bad-listen", "write host:port, for example 127.0.0.1:8080, or :8080 for every interface", "%s %q is not an address", name, addr)
+		}
+	}
+	if c.UsageStats != "enabled" && c.UsageStats != "disabled" {
+		return bad("bad-usage-stats", "write enabled or disabled", "REHOME_USAGE_STATS is %q", c.UsageStats)
+	}
+	if c.NATSURL != "" {
+		if u, err := url.Parse(c.NATSURL); err != nil || u.Host == "" {
+			return bad("bad-nats-url", "write it as nats://host:4222, or leave it empty for the embedded server", "REHOME_NATS_URL is not a URL")
+		}
+	}
+	if c.DrainTimeout < 0 {
+		return bad("bad-drain-timeout", "write a duration such as 20s", "REHOME_DRAIN_TIMEOUT is negative")
+	}
+	if c.MaxConnections < minConnections {
+		return bad("bad-max-connections", "leave it out for the default", "REHOME_MAX_CONNECTIONS is %d; the server needs at least %d", c.MaxConnections, minConnections)
+	}
+	return nil
+}
+
+// minConnections is what listeners, the job queue and the lease keeper hold at the same time, and some for requests.
+const minConnections = 8
+
+func bad(code, hint, format string, args ...any) error {
+	return tenant.Errorf(tenant.KindInvalid, code, hint, format, args...)
+}
