@@ -89,6 +89,8 @@ type SequenceValue struct {
 	Increment int64     `json:"increment"`
 	Min       int64     `json:"min"`
 	Max       int64     `json:"max"`
+	Start     int64     `json:"start,omitempty"`
+	Cycle     bool      `json:"cycle,omitempty"`
 }
 
 // SequenceSet is the value that a sequence was set to on one shard.

@@ -32,6 +32,8 @@ type Table struct {
 	Name        tenant.TableName `json:"name"`
 	Partitioned bool             `json:"partitioned,omitempty"`
 	Leaves      []Leaf           `json:"leaves"` // what holds rows: the table itself, or its leaf partitions
+	Branches    []Leaf           `json:"branches,omitempty"` // partitioned tables between root and leaves, top down
+	Children    bool             `json:"children,omitempty"` // has inheritance children, which are tables of their own
 	Columns     []Column         `json:"columns"`
 	Identity    Identity         `json:"identity"`
 	PrimaryKey  []string         `json:"primary_key,omitempty"`
@@ -54,13 +56,17 @@ func (t *Table) Copied() []Column {
 	return out
 }
 
-// Leaf is a relation with storage of its own.
+// Leaf is a relation with storage of its own, or (in Table.Branches) a partitioned table between root and leaves.
 type Leaf struct {
 	OID      uint32           `json:"oid"`
 	Name     tenant.TableName `json:"name"`
 	Filenode uint32           `json:"filenode"` // pg_relation_filenode; another one later: the rows were rewritten
 	Bytes    int64            `json:"bytes"`
 	Rows     int64            `json:"rows"`
+	Identity Identity         `json:"identity"`         // what is logged of old rows; the root's is what the stream announces
+	Parent   uint32           `json:"parent,omitempty"` // in a partition tree: OID of the table above
+	Unlogged bool             `json:"unlogged,omitempty"`
+	Nullable bool             `json:"nullable,omitempty"` // its realm key column allows NULL
 }
 
 // Column of a table, in attnum order, dropped ones left out.
@@ -92,6 +98,7 @@ type Sequence struct {
 	Increment int64            `json:"increment"`
 	Min       int64            `json:"min"`
 	Max       int64            `json:"max"`
+	Start     int64            `json:"start"`
 	Cycle     bool             `json:"cycle"`
 	OwnedBy   string           `json:"owned_by,omitempty"` // schema.table.column
 }
