@@ -1,0 +1,116 @@
+package gate
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
+)
+
+// Culprit is a session, or a prepared transaction, that a lock waits for.
+type Culprit struct {
+	PID         int           // 0: a prepared transaction
+	Application string        //
+	User        string        //
+	State       string        // "idle in transaction", "active"
+	Age         time.Duration // of its transaction
+	Query       string        // its last statement, cut to 200 characters
+}
+
+// String is the culprit as reports name it.
+func (c Culprit) String() string {
+	if c.PID == 0 {
+		return fmt.Sprintf("prepared transaction %s (user %s), open for %s", c.Query, c.User, c.Age.Round(time.Second))
+	}
+	who := c.User
+	if c.Application != "" {
+		who += ", " + c.Application
+	}
+	return fmt.Sprintf("pid %d (%s), %s, transaction open for %s: %s", c.PID, who, c.State, c.Age.Round(100*time.Millisecond), strings.Join(strings.Fields(c.Query), " "))
+}
+
+// selectBlockers: who a session waits for. pg_blocking_pids gives 0 for prepared transactions; those that hold any lock in
+// this database are named then.
+const selectBlockers = `
+SELECT a.pid, coalesce(a.application_name, ''), coalesce(a.usename::text, ''), coalesce(a.state, a.backend_type, ''),
+       extract(epoch FROM coalesce(clock_timestamp() - coalesce(a.xact_start, a.query_start), interval '0'))::float8, left(coalesce(a.query, ''), 200)
+FROM unnest(pg_catalog.pg_blocking_pids($1::int)) b(pid) JOIN pg_catalog.pg_stat_activity a ON a.pid = b.pid
+UNION ALL
+SELECT 0, '', x.owner::text, 'prepared', extract(epoch FROM clock_timestamp() - x.prepared)::float8, left(x.gid, 200)
+FROM pg_catalog.pg_prepared_xacts x
+WHERE x.database = current_database() AND 0 = ANY (pg_catalog.pg_blocking_pids($1::int))`
+
+// Blockers names who the session with the process id waits for just now.
+func Blockers(ctx context.Context, q Querier, pid uint32) ([]Culprit, error) {
+	rows, err := q.Query(ctx, selectBlockers, int32(pid)) //nolint:gosec // process ids fit
+	if err != nil {
+		return nil, fmt.Errorf("look for who is in the way: %w", err)
+	}
+	out, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (Culprit, error) {
+		var c Culprit
+		var seconds float64
+		err := row.Scan(&c.PID, &c.Application, &c.User, &c.State, &seconds, &c.Query)
+		c.Age = time.Duration(seconds * float64(time.Second))
+		return c, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("look for who is in the way: %w", err)
+	}
+	return out, nil
+}
+
+func (a *Attempt) blockers(ctx context.Context) ([]Culprit, error) {
+	return Blockers(ctx, a.second, a.pid)
+}
+
+// watch looks, by the second session, at who blocks the fence's statement until stop is called; stop waits for the watcher.
+func (a *Attempt) watch(ctx context.Context) (stop func()) {
+	done := make(chan struct{})
+	var g errgroup.Group
+	g.Go(func() error {
+		t := time.NewTicker(watchEvery)
+		defer t.Stop()
+		for {
+			select {
+			case <-done:
+				return nil
+			case <-t.C:
+			}
+			found, err := a.blockers(ctx)
+			if err != nil {
+				return nil //nolint:nilerr // naming who blocks is a service; the lock itself reports what counts
+			}
+			a.blame(found)
+		}
+	})
+	return func() {
+		close(done)
+		_ = g.Wait() // the watcher returns no error
+	}
+}
+
+// blame remembers culprits, the latest look at each.
+func (a *Attempt) blame(found []Culprit) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+next:
+	for _, c := range found {
+		for i, old := range a.culprits {
+			if old.PID == c.PID && (c.PID != 0 || old.Query == c.Query) {
+				a.culprits[i] = c
+				continue next
+			}
+		}
+		a.culprits = append(a.culprits, c)
+	}
+}
+
+// Culprits names who was in the way of the locks, in the order seen.
+func (a *Attempt) Culprits() []Culprit {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return append([]Culprit(nil), a.culprits...)
+}

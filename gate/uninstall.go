@@ -1,0 +1,128 @@
+package gate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+const (
+	// dropTry bounds one DROP TRIGGER's wait: it needs an ACCESS EXCLUSIVE lock, and everybody queues behind it.
+	dropTry = 100 * time.Millisecond
+	// dropPatience bounds the tries of one table.
+	dropPatience = 30 * time.Second
+)
+
+// UninstallSource drops what InstallSource made. The publication and the slot must be gone. Where the gate says that the
+// data has moved, gate and fence stay, so that the old side never accepts a write again, unless dropFence asks for that;
+// marker and heartbeat go in any case. Otherwise everything goes: triggers, tables, function, and schema rehome if it
+// was made here and nothing else is in it. It may be repeated; it waits for an attempt that holds the gate.
+func UninstallSource(ctx context.Context, conn *pgx.Conn, dropFence bool) error {
+	s, err := ReadGate(ctx, conn)
+	if errors.Is(err, ErrNoGate) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("uninstall the gate: %w", err)
+	}
+	if s.Side != SideSource && !dropFence {
+		if err := dropTables(ctx, conn); err != nil {
+			return fmt.Errorf("uninstall the gate: %w", err)
+		}
+		return nil
+	}
+	if err := dropTriggers(ctx, conn, s); err != nil {
+		return fmt.Errorf("uninstall the gate: %w", err)
+	}
+	err = inTx(ctx, conn, func(tx pgx.Tx) error {
+		made, err := holdGate(ctx, tx, s)
+		if err != nil {
+			return err
+		}
+		for _, sql := range []string{
+			`DROP TABLE IF EXISTS rehome.marker, rehome.heartbeat`, `DROP TABLE rehome.gate`, `DROP FUNCTION IF EXISTS rehome.fence()`,
+		} {
+			if _, err := tx.Exec(ctx, sql); err != nil {
+				return err
+			}
+		}
+		if !made {
+			return nil
+		}
+		var empty bool
+		if err := tx.QueryRow(ctx, schemaEmpty).Scan(&empty); err != nil {
+			return fmt.Errorf("look into schema rehome: %w", err)
+		}
+		if !empty {
+			return nil
+		}
+		_, err = tx.Exec(ctx, `DROP SCHEMA rehome`) // without CASCADE: what was overlooked refuses
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("uninstall the gate: %w", err)
+	}
+	return nil
+}
+
+const schemaEmpty = `
+SELECT NOT EXISTS (SELECT FROM pg_catalog.pg_depend WHERE refclassid = 'pg_catalog.pg_namespace'::regclass
+                   AND refobjid = 'rehome'::regnamespace AND deptype = 'n')`
+
+func dropTables(ctx context.Context, conn *pgx.Conn) error {
+	_, err := conn.Exec(ctx, `DROP TABLE IF EXISTS rehome.marker, rehome.heartbeat`)
+	return err
+}
+
+// holdGate locks the gate's row and refuses if it is not what it was: whoever held the row may have decided, and then
+// gate and fence must stay.
+func holdGate(ctx context.Context, tx pgx.Tx, was State) (madeSchema bool, err error) {
+	var now State
+	if err := tx.QueryRow(ctx, `SELECT epoch, side, made_schema FROM rehome.gate FOR UPDATE`).Scan(&now.Epoch, &now.Side, &madeSchema); err != nil {
+		return false, fmt.Errorf("lock the gate: %w", err)
+	}
+	if now.Epoch != was.Epoch || now.Side != was.Side {
+		return false, ErrGateMoved
+	}
+	return madeSchema, nil
+}
+
+// dropTriggers drops the fence table by table, each in a transaction of its own with short waits.
+func dropTriggers(ctx context.Context, conn *pgx.Conn, was State) error {
+	tables, err := Tables(ctx, conn)
+	if err != nil {
+		return err
+	}
+	for _, t := range tables {
+		if t.fence == "" && t.fenceRow == "" {
+			continue
+		}
+		sql := "DROP TRIGGER IF EXISTS " + TriggerName + " ON " + t.Name.Quoted() + "; DROP TRIGGER IF EXISTS " + RowTriggerName + " ON " + t.Name.Quoted()
+		limit := time.Now().Add(dropPatience)
+		for {
+			err := inTx(ctx, conn, func(tx pgx.Tx) error {
+				if err := setLocal(ctx, tx, "lock_timeout", dropTry); err != nil {
+					return err
+				}
+				if _, err := holdGate(ctx, tx, was); err != nil {
+					return err
+				}
+				_, err := tx.Exec(ctx, sql, pgx.QueryExecModeSimpleProtocol)
+				return err
+			})
+			if err == nil {
+				break
+			}
+			if !hasCode(err, "55P03", "40P01") || time.Now().After(limit) {
+				return fmt.Errorf("drop the fence of %s: %w", t.Name, err)
+			}
+			if err := sleep(ctx, jitter(2*dropTry)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
