@@ -31,15 +31,17 @@ type Table struct {
 	OID         uint32           `json:"oid"`
 	Name        tenant.TableName `json:"name"`
 	Partitioned bool             `json:"partitioned,omitempty"`
-	Leaves      []Leaf           `json:"leaves"` // what holds rows: the table itself, or its leaf partitions
+	Leaves      []Leaf           `json:"leaves"`             // what holds rows: the table itself, or its leaf partitions
 	Branches    []Leaf           `json:"branches,omitempty"` // partitioned tables between root and leaves, top down
 	Children    bool             `json:"children,omitempty"` // has inheritance children, which are tables of their own
 	Columns     []Column         `json:"columns"`
 	Identity    Identity         `json:"identity"`
 	PrimaryKey  []string         `json:"primary_key,omitempty"`
-	RealmKey    string           `json:"realm_key,omitempty"` // empty: a reference table
-	Rows        int64            `json:"rows"`                // the planner's estimate
-	Bytes       int64            `json:"bytes"`               // heap and TOAST of all leaves
+	// DeferrableKey: the primary key is deferrable and therefore no replica identity.
+	DeferrableKey bool   `json:"deferrable_key,omitempty"`
+	RealmKey      string `json:"realm_key,omitempty"` // empty: a reference table
+	Rows          int64  `json:"rows"`                // the planner's estimate
+	Bytes         int64  `json:"bytes"`               // heap and TOAST of all leaves
 }
 
 // Sharded reports whether each row lives on one shard only.

@@ -1,0 +1,155 @@
+package catalog
+
+import (
+	"context"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+)
+
+func readColumns(ctx context.Context, conn *pgx.Conn, cat *Catalogue) error {
+	rows, err := conn.Query(ctx, `
+		SELECT a.attrelid, a.attname::text, a.attnum, a.atttypid, format_type(a.atttypid, -1), format_type(a.atttypid, a.atttypmod),
+		       a.attnotnull, a.attgenerated <> '', a.attidentity::text
+		FROM pg_attribute a
+		WHERE a.attrelid = ANY ($1) AND a.attnum > 0 AND NOT a.attisdropped
+		ORDER BY a.attrelid, a.attnum`, cat.oids())
+	if err != nil {
+		return err
+	}
+	byOID := make(map[uint32]*Table, len(cat.Tables))
+	for i := range cat.Tables {
+		byOID[cat.Tables[i].OID] = &cat.Tables[i]
+	}
+	seen := make(map[uint32]bool)
+	var (
+		rel uint32
+		c   Column
+	)
+	_, err = pgx.ForEachRow(rows, []any{&rel, &c.Name, &c.Num, &c.TypeOID, &c.Type, &c.TypeMod, &c.NotNull, &c.Generated, &c.IdentityKind}, func() error {
+		t := byOID[rel]
+		t.Columns = append(t.Columns, c)
+		seen[c.TypeOID] = true
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	types, err := readTypes(ctx, conn, seen)
+	if err != nil {
+		return err
+	}
+	for i := range cat.Tables {
+		for j := range cat.Tables[i].Columns {
+			c := &cat.Tables[i].Columns[j]
+			c.BaseOID = types.base(c.TypeOID)
+			c.Category = types[c.BaseOID].category
+			c.Binary = types.binary(c.TypeOID)
+		}
+	}
+	return nil
+}
+
+// pgType is what matters of a type: whether it has a binary form, and which types are inside it.
+type pgType struct {
+	name     string
+	system   bool // in pg_catalog
+	domainOf uint32
+	category string
+	io       bool // has send and receive
+	inside   []uint32
+}
+
+type typeGraph map[uint32]*pgType
+
+// readTypes reads the given types and all that are reachable from them: elements, domains' bases, attributes, subtypes.
+func readTypes(ctx context.Context, conn *pgx.Conn, oids map[uint32]bool) (typeGraph, error) {
+	var version int
+	if err := conn.QueryRow(ctx, `SELECT current_setting('server_version_num')::int`).Scan(&version); err != nil {
+		return nil, err
+	}
+	multirange := "false"
+	if version >= 140000 {
+		multirange = "g.rngmultitypid = t.oid"
+	}
+	roots := make([]uint32, 0, len(oids))
+	for o := range oids {
+		roots = append(roots, o)
+	}
+	rows, err := conn.Query(ctx, `
+		WITH RECURSIVE reach(oid, above) AS (
+			SELECT unnest($1::oid[]), 0::oid
+			UNION
+			SELECT e.oid, t.oid
+			FROM reach r JOIN pg_type t ON t.oid = r.oid
+			CROSS JOIN LATERAL (
+				SELECT t.typelem WHERE t.typelem <> 0
+				UNION ALL SELECT t.typbasetype WHERE t.typbasetype <> 0
+				UNION ALL SELECT a.atttypid FROM pg_attribute a WHERE t.typtype = 'c' AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
+				UNION ALL SELECT g.rngsubtype FROM pg_range g WHERE g.rngtypid = t.oid OR `+multirange+`
+			) e(oid)
+		)
+		SELECT r.oid, r.above, t.typname::text, n.nspname = 'pg_catalog', t.typbasetype, t.typcategory::text, t.typsend <> 0 AND t.typreceive <> 0
+		FROM reach r JOIN pg_type t ON t.oid = r.oid JOIN pg_namespace n ON n.oid = t.typnamespace`, roots)
+	if err != nil {
+		return nil, err
+	}
+	g := make(typeGraph)
+	edges := make(map[uint32][]uint32)
+	var (
+		oid, above uint32
+		t          pgType
+	)
+	_, err = pgx.ForEachRow(rows, []any{&oid, &above, &t.name, &t.system, &t.domainOf, &t.category, &t.io}, func() error {
+		if g[oid] == nil {
+			c := t
+			g[oid] = &c
+		}
+		if above != 0 {
+			edges[above] = append(edges[above], oid)
+		}
+		return nil
+	})
+	for o, in := range edges {
+		if g[o] != nil {
+			g[o].inside = in
+		}
+	}
+	return g, err
+}
+
+// base is the type below a domain, or the type itself.
+func (g typeGraph) base(oid uint32) uint32 {
+	for range len(g) {
+		t := g[oid]
+		if t == nil || t.domainOf == 0 {
+			return oid
+		}
+		oid = t.domainOf
+	}
+	return oid
+}
+
+// binary reports whether a type's binary form exists and means the same on another server. The reg* types are sent as
+// OIDs of the sending server; a type without send or receive function has no binary form, nor has what contains it.
+func (g typeGraph) binary(oid uint32) bool {
+	seen := make(map[uint32]bool)
+	var ok func(uint32) bool
+	ok = func(o uint32) bool {
+		if seen[o] {
+			return true
+		}
+		seen[o] = true
+		t := g[o]
+		if t == nil || !t.io || (t.system && strings.HasPrefix(t.name, "reg")) {
+			return false
+		}
+		for _, in := range t.inside {
+			if !ok(in) {
+				return false
+			}
+		}
+		return true
+	}
+	return ok(oid)
+}
