@@ -64,6 +64,9 @@ type Database struct {
 // Creating reports whether the creation has not been finished; CreateDatabase goes on with it.
 func (d Database) Creating() bool { return d.Kind == KindSharded && d.PlacementEpoch == 0 }
 
+// Gone reports whether a purge has been finished: the name may be used again.
+func (d Database) Gone() bool { return d.State == Purged && d.PurgedAt != nil }
+
 // AddRequest adds a shard. Weight 0 means the default of 100; a nil Accepting means true.
 type AddRequest struct {
 	Name      string
