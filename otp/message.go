@@ -1,13 +1,12 @@
 package otp
 
 import (
+	"fmt"
 	htmltemplate "html/template"
 	"strings"
 	texttemplate "text/template"
 	"time"
 	"unicode"
-
-	"fmt"
 )
 
 // letter is what all our mails are made of. The code stands before the plan, so that no text of a plan can pass for it.

@@ -78,7 +78,7 @@ func (s *Service) insertChallenge(ctx context.Context, r Request, recipient stri
 			return err
 		}
 		if r.ChannelName == ChannelTOTP {
-			if err := s.totpReady(ctx, tx, r, recipient, now); err != nil {
+			if err := s.totpReady(ctx, tx, recipient, now); err != nil {
 				return err
 			}
 		}

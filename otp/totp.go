@@ -171,7 +171,7 @@ func (s *Service) HasTOTP(ctx context.Context, email string) (bool, error) {
 }
 
 // totpReady refuses a challenge that no app could answer.
-func (s *Service) totpReady(ctx context.Context, tx pgx.Tx, _ Request, recipient string, now time.Time) error {
+func (s *Service) totpReady(ctx context.Context, tx pgx.Tx, recipient string, now time.Time) error {
 	var confirmed bool
 	err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM rehome_control.totp_seeds WHERE email = $1 AND confirmed_at IS NOT NULL)`, recipient).Scan(&confirmed)
 	if err != nil {
