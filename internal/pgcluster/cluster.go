@@ -141,7 +141,7 @@ func (c *Cluster) writeSettings() error {
 		fmt.Fprintf(&b, "%s = '%s'\n", name, strings.ReplaceAll(settings[name], "'", "''"))
 	}
 	conf := filepath.Join(c.data(), "postgresql.conf")
-	old, err := os.ReadFile(conf) //nolint:gosec // a path that this package made
+	old, err := os.ReadFile(conf)
 	if err != nil {
 		return fmt.Errorf("read the configuration: %w", err)
 	}

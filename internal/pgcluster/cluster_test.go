@@ -35,7 +35,7 @@ func connect(t *testing.T, dsn tenant.DSN) *pgx.Conn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = conn.Close(context.Background()) }) //nolint:usetesting // the test's context has ended
+	t.Cleanup(func() { _ = conn.Close(context.Background()) })
 	return conn
 }
 
@@ -207,12 +207,12 @@ func TestOwnDirectoryMustBeEmpty(t *testing.T) {
 
 func TestOwnDirectory(t *testing.T) {
 	t.Parallel()
-	base, err := os.MkdirTemp("", "pgcluster")
+	base, err := os.MkdirTemp("", "pgcluster") //nolint:usetesting // t.TempDir is closed to the server's account
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = os.RemoveAll(base) })  // the cluster's own clean-up removes what matters
-	if err := os.Chmod(base, 0o755); err != nil { //nolint:gosec // the server's account must enter it
+	t.Cleanup(func() { _ = os.RemoveAll(base) }) // the cluster's own clean-up removes what matters
+	if err := os.Chmod(base, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	dir := filepath.Join(base, "deep", strings.Repeat("long", 25)) // too long for a socket, too

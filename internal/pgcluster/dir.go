@@ -186,7 +186,7 @@ func (c *Cluster) writeFile(path, content string) error {
 const statusLine = 7
 
 func pidFile(data string) []string {
-	b, err := os.ReadFile(filepath.Join(data, "postmaster.pid")) //nolint:gosec // a path that this package made
+	b, err := os.ReadFile(filepath.Join(data, "postmaster.pid"))
 	if err != nil {
 		return nil
 	}

@@ -14,6 +14,9 @@ import (
 	"time"
 )
 
+// killTimeout bounds the wait for killed processes: one that hangs in the kernel (a dead disk) must not hold us for ever.
+const killTimeout = 10 * time.Second
+
 // process is a running postmaster. done is closed when it has ended and was waited for.
 type process struct {
 	cmd  *exec.Cmd
@@ -84,10 +87,12 @@ func (p *process) kill() {
 		_ = syscall.Kill(pid, syscall.SIGKILL)
 		<-p.done
 		// Shared memory must have no user left, or the next start refuses.
-		deadline := time.Now().Add(10 * time.Second)
+		tick := time.NewTicker(time.Millisecond) // SIGKILL needs no more than the end of a system call
+		defer tick.Stop()
+		deadline := time.Now().Add(killTimeout)
 		for _, child := range children {
 			for alive(child) && !zombie(child) && time.Now().Before(deadline) {
-				time.Sleep(time.Millisecond) // SIGKILL needs no more than the end of a system call
+				<-tick.C
 			}
 		}
 	})

@@ -69,8 +69,8 @@ func NewDatabaseFrom(t testing.TB, c *Cluster, template string) tenant.DSN {
 	if err := c.exec(t.Context(), create); err != nil {
 		t.Fatalf("create a database for the test: %v", err)
 	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), cleanUpTimeout) //nolint:usetesting // the test's context has ended
+	t.Cleanup(func() { // the test's own context has ended by then
+		ctx, cancel := context.WithTimeout(context.Background(), cleanUpTimeout)
 		defer cancel()
 		if err := c.dropDatabase(ctx, name); err != nil {
 			t.Errorf("drop the test's database: %v", err)

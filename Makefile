@@ -1,0 +1,86 @@
+# `make help` lists the targets. test and demo set up what they need by themselves.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+export CGO_ENABLED ?= 0
+TOOL := go tool -modfile=tools/go.mod
+
+# Further arguments: make demo ARGS="--shards 3", make test PKG=./shard/...
+ARGS ?=
+PKG ?= ./...
+# Postgres clusters of several packages run at once; more than this many would wait for each other on a small machine.
+TEST_PARALLEL ?= 3
+# One package's tests; all of them together stay below it on two cores.
+TEST_TIMEOUT ?= 11m
+FUZZ_TIME ?= 10s
+BENCH_COUNT ?= 6
+BENCH_OUT ?= bin/bench.txt
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: ## Check Go, and install Postgres if it is missing and may be installed
+	@scripts/ensure-go
+	@scripts/ensure-postgres
+
+.PHONY: build
+build: ## Build bin/rehome (static)
+	@scripts/ensure-go
+	go build -trimpath -o bin/rehome ./cmd/rehome
+
+.PHONY: test
+test: setup ## Run all tests on real Postgres, fuzz seeds and each micro-benchmark once
+	$(TOOL) gotestsum --format pkgname --format-hide-empty-pkg -- \
+		-count=1 -p $(TEST_PARALLEL) -timeout $(TEST_TIMEOUT) $(PKG)
+	go test -run '^$$' -bench . -benchtime 1x -timeout $(TEST_TIMEOUT) $$(scripts/with-benchmarks)
+
+.PHONY: race
+race: setup ## Run all tests with the race detector (needs a C compiler; slow)
+	CGO_ENABLED=1 $(TOOL) gotestsum --format pkgname --format-hide-empty-pkg -- \
+		-race -count=1 -p $(TEST_PARALLEL) -timeout 30m $(PKG)
+
+.PHONY: lint
+lint: ## Formatting, static analysis, import directions, file sizes
+	@scripts/ensure-go
+	$(TOOL) golangci-lint run
+	scripts/check-file-sizes
+
+.PHONY: vuln
+vuln: ## Look for known vulnerabilities (says so when its database is out of reach)
+	@scripts/check-vulnerabilities
+
+.PHONY: fmt
+fmt: ## Format all Go files
+	$(TOOL) golangci-lint fmt
+
+.PHONY: demo
+demo: setup build ## The whole journey on this machine, in temporary clusters, under load
+	bin/rehome demo $(ARGS)
+
+.PHONY: bench
+bench: setup ## Run the micro-benchmarks; keeps the former result and compares with it
+	@mkdir -p $(dir $(BENCH_OUT))
+	@if [ -f $(BENCH_OUT) ]; then mv $(BENCH_OUT) $(BENCH_OUT).old; fi
+	go test -run '^$$' -bench . -benchmem -count $(BENCH_COUNT) -p 1 $$(scripts/with-benchmarks) | tee $(BENCH_OUT)
+	@if [ -f $(BENCH_OUT).old ]; then $(TOOL) benchstat $(BENCH_OUT).old $(BENCH_OUT); fi
+
+.PHONY: fuzz
+fuzz: setup ## Run each fuzz test for FUZZ_TIME
+	FUZZ_TIME=$(FUZZ_TIME) scripts/fuzz $(PKG)
+
+.PHONY: ci
+ci: ## What the continuous integration runs
+	.ci/run
+
+.PHONY: docker
+docker: ## Build the container image
+	docker build -t rehome .
+
+.PHONY: clean
+clean: ## Remove what was built
+	rm -rf bin
+	go clean -testcache
