@@ -109,6 +109,9 @@ func Next(s State, o Observation) (State, Action, error) {
 	}
 	switch o.Kind {
 	case SawOwned:
+		if s.Phase == Created {
+			return to(Preparing, DoPrepare)
+		}
 		return stay(resumeAction(s.Phase))
 	case SawPrepared:
 		if s.Phase == Preparing {

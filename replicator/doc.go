@@ -1,0 +1,32 @@
+// Package replicator is the engine: it copies a source's tables to the shards of a database, routes every row by its
+// realm, and keeps the shards in step with the source by logical replication.
+//
+// # How the data walks
+//
+//	source ──CREATE SLOT, exported snapshot──▶ copy (replicator/snapshot) ──COPY──▶ shards
+//	source ──pgoutput──▶ reader ─decode, route─▶ inbox of each lane ─group─▶ lane ─one transaction─▶ shard
+//	                       ▲                                                   │
+//	                       └────────── acknowledge what is durable ◀───────────┘
+//
+// One reader decodes the stream in commit order and appends each change to the inbox of the shards that own its row. A
+// lane per shard takes whatever has gathered in its inbox, whole source transactions, and applies it as one target
+// transaction. A lane that keeps up takes transactions one by one; a lane that is behind takes many at once.
+//
+// # Invariants
+//
+//   - Exactly once: the first statement of every target transaction appends to rehome.progress at that shard, where
+//     the last row must still be the one that the lane knows (sequence, epoch and position). What is applied and how far
+//     it is applied therefore commit together or not at all, and a worker that lost its lease commits nothing.
+//   - A source transaction T is applied at a shard iff end(T) ≤ the shard's position. On a restart the reader sends
+//     everything again from the slowest shard's position; a lane skips what its shard has.
+//   - The slot is acknowledged only up to the least position that every shard has on disk, never within a transaction.
+//   - A table copied under a later snapshot than the slot's carries a watermark: commits before it are in the copy and
+//     are skipped for that table.
+//   - Nothing is overwritten to make an error go away: a conflict or a missing row is divergence and pauses the
+//     replication with the row's key.
+//
+// # Who is authoritative
+//
+// The shard's rehome.progress and rehome.copied are the truth about what is applied and copied; the control database's
+// rows are for showing. The slot at the source is the truth about what can still be read.
+package replicator

@@ -1,0 +1,187 @@
+package replicator
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/rehomedb/rehome/tenant"
+)
+
+const (
+	// groupRows and groupBytes bound one target transaction's share of memory: large enough that a group's two round
+	// trips and its commit cost little per row, small enough that a lane holds a few megabytes.
+	groupRows  = 4000
+	groupBytes = 2 << 20
+	// inboxBytes and inboxRows bound what waits for a lane; the reader blocks beyond.
+	inboxRows  = 16000
+	inboxBytes = 8 << 20
+)
+
+// inbox is where the reader gathers changes for one lane. Transactions that are complete wait in queue; the one that is
+// being read waits in open and is handed out in pieces only when it grows beyond a group.
+type inbox struct {
+	mu      sync.Mutex
+	queue   []*group
+	open    *group
+	arena   arena
+	rows    int // in queue and open
+	bytes   int
+	pos     tenant.LSN // everything before it is in the queue or was taken
+	ready   chan struct{}
+	space   chan struct{}
+	partial bool // a piece of the open transaction was taken
+}
+
+func newInbox() *inbox {
+	return &inbox{ready: make(chan struct{}, 1), space: make(chan struct{}, 1)}
+}
+
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// begin opens a source transaction that commits at the given position.
+func (b *inbox) begin(commit tenant.LSN, at time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.open = &group{open: true, commit: commit, first: at}
+}
+
+// add appends a change to the open transaction, copying its values. It blocks while the lane is too far behind.
+func (b *inbox) add(ctx context.Context, c change) error {
+	for {
+		b.mu.Lock()
+		if b.rows < inboxRows && b.bytes < inboxBytes {
+			break
+		}
+		b.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-b.space:
+		}
+	}
+	defer b.mu.Unlock()
+	size := 64
+	if c.row != nil {
+		size += sizeOf(c.row)
+		c.row = b.arena.tuple(c.row)
+	}
+	if c.old != nil {
+		size += sizeOf(c.old)
+		c.old = b.arena.tuple(c.old)
+	}
+	b.open.changes = append(b.open.changes, c)
+	b.open.bytes += size
+	b.rows++
+	b.bytes += size
+	if b.open.bytes >= groupBytes || len(b.open.changes) >= groupRows {
+		signal(b.ready)
+	}
+	return nil
+}
+
+// commit closes the open transaction. With a marker the transaction's group is applied durably and reported, also by a
+// lane that has no row of it.
+func (b *inbox) commit(end tenant.LSN, marker string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	g := b.open
+	b.open = nil
+	b.pos = end
+	if g == nil {
+		return
+	}
+	if len(g.changes) == 0 && marker == "" && !b.partial {
+		return
+	}
+	g.open, g.end, g.txns, g.marker = false, end, 1, marker
+	b.partial = false
+	if last := b.last(); last != nil && last.marker == "" && marker == "" && last.barrier == nil &&
+		len(last.changes)+len(g.changes) <= groupRows && last.bytes+g.bytes <= groupBytes {
+		last.changes = append(last.changes, g.changes...)
+		last.bytes += g.bytes
+		last.txns++
+		last.end = end
+	} else {
+		b.queue = append(b.queue, g)
+	}
+	signal(b.ready)
+}
+
+func (b *inbox) last() *group {
+	if len(b.queue) == 0 {
+		return nil
+	}
+	return b.queue[len(b.queue)-1]
+}
+
+// barrier asks the lane to open a snapshot after all that was read so far.
+func (b *inbox) barrier(br *barrier) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.queue = append(b.queue, &group{barrier: br})
+	signal(b.ready)
+}
+
+// advance tells the lane that the source has nothing for it before pos.
+func (b *inbox) advance(pos tenant.LSN) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.open == nil && pos > b.pos {
+		b.pos = pos
+	}
+}
+
+// take waits for a group. It returns nil after idle with nothing to do; pos is then where the lane stands.
+func (b *inbox) take(ctx context.Context, idle time.Duration) (g *group, pos tenant.LSN, err error) {
+	t := time.NewTimer(idle)
+	defer t.Stop()
+	for {
+		b.mu.Lock()
+		if len(b.queue) > 0 {
+			g = b.queue[0]
+			b.queue[0] = nil
+			b.queue = b.queue[1:]
+		} else if o := b.open; o != nil && (o.bytes >= groupBytes || len(o.changes) >= groupRows) {
+			g = o
+			b.open = &group{open: true, commit: o.commit, first: o.first}
+			b.partial = true
+		}
+		if g != nil {
+			b.rows -= len(g.changes)
+			b.bytes -= g.bytes
+			signal(b.space)
+			b.mu.Unlock()
+			return g, 0, nil
+		}
+		pos = b.pos
+		b.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return nil, 0, context.Cause(ctx)
+		case <-b.ready:
+		case <-t.C:
+			return nil, pos, nil
+		}
+	}
+}
+
+// oldest is when the oldest transaction that waits here was committed; zero when none waits.
+func (b *inbox) oldest() time.Time {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, g := range b.queue {
+		if g.barrier == nil {
+			return g.first
+		}
+	}
+	if b.open != nil && len(b.open.changes) > 0 {
+		return b.open.first
+	}
+	return time.Time{}
+}

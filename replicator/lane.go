@@ -1,0 +1,302 @@
+package replicator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/rehomedb/rehome/tenant"
+)
+
+const (
+	// idleRecord is how often a lane that has nothing to apply records how far it is, so that the slot can advance.
+	idleRecord = 5 * time.Second
+	// flushPoll is how often a lane asks whether its last commits are on disk; the WAL writer flushes every 200 ms.
+	flushPoll = 100 * time.Millisecond
+	// keepRows is how many progress rows are kept at a shard, for people; only the last one counts.
+	keepRows, pruneEvery = 100, 200
+)
+
+// lane applies one shard's changes, group by group, on one session.
+type lane struct {
+	shard       Shard
+	replication string
+	epoch       int64
+	pass        string
+	in          *inbox
+	onMarker    func(shard, attempt string, pos tenant.ShardPosition)
+	onDurable   func()
+
+	conn     *pgx.Conn
+	pos      position
+	prepared map[string]string
+	groups   int
+	start    tenant.LSN // the shard had everything before it when the stream began
+
+	mu      sync.Mutex
+	applied tenant.LSN // recorded in a committed transaction
+	durable tenant.LSN // the same, surely on disk
+	pending []flushMark
+	current time.Time // commit time of the oldest transaction being applied; zero: none
+	txns    int64
+	rows    int64
+}
+
+// flushMark is a committed group that is on disk once the shard's WAL is flushed up to wal.
+type flushMark struct {
+	wal tenant.LSN
+	pos tenant.LSN
+}
+
+// errDivergence is what a change that does not fit the shard's rows becomes.
+func errDivergence(shard string, c *change, what string) error {
+	return stop("divergence",
+		"compare with: rehome verify. If the shard was written by others, repair or recreate it; rehome overwrites nothing by itself",
+		"shard %s: %s (%s) %s", shard, c.rel.name, c.rel.keyText(c), what)
+}
+
+// open connects and takes the shard over.
+func (l *lane) open(ctx context.Context) error {
+	conn, err := connect(ctx, l.shard.DSN, laneName(l.replication), map[string]string{
+		"session_replication_role": "replica",
+		"synchronous_commit":       "off", // acknowledged only when flushed, see durable
+		"rehome.pass":              l.pass,
+		"lock_timeout":             "30s", // a forgotten session at the shard must show as an error, not as silence
+		"jit":                      "off",
+	})
+	if err != nil {
+		return fmt.Errorf("shard %s: %w", l.shard.Name, err)
+	}
+	pos, err := takeLane(ctx, conn, l.replication, l.epoch)
+	if err == nil && pos.seq == 0 {
+		err = stop("no-position", "cancel the replication and start it again", "shard %s has no position of replication %s", l.shard.Name, l.replication)
+	}
+	if err != nil {
+		closeSoon(conn)
+		return fmt.Errorf("shard %s: %w", l.shard.Name, err)
+	}
+	l.conn, l.pos, l.prepared = conn, pos, map[string]string{}
+	l.mu.Lock()
+	l.applied, l.durable = pos.lsn, 0
+	l.mu.Unlock()
+	// What is there may still be in the WAL buffers of a server that is up: it counts once it is flushed.
+	var at tenant.LSN
+	if err := conn.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()::text`).Scan(&at); err != nil {
+		return fmt.Errorf("shard %s: %w", l.shard.Name, err)
+	}
+	l.mu.Lock()
+	l.pending = []flushMark{{wal: at, pos: pos.lsn}}
+	l.mu.Unlock()
+	return l.pollFlush(ctx)
+}
+
+func (l *lane) close() {
+	closeSoon(l.conn)
+	l.conn = nil
+}
+
+// run applies until the context ends or something fails. The caller reopens the lane after an error.
+func (l *lane) run(ctx context.Context) error {
+	err := l.loop(ctx)
+	if err != nil && ctx.Err() == nil {
+		return fmt.Errorf("shard %s: %w", l.shard.Name, err)
+	}
+	return context.Cause(ctx)
+}
+
+func (l *lane) loop(ctx context.Context) error {
+	recorded := time.Now()
+	for {
+		idle := idleRecord
+		if l.undurable() {
+			idle = flushPoll
+		}
+		g, pos, err := l.in.take(ctx, idle)
+		if err != nil {
+			return err
+		}
+		switch {
+		case g == nil:
+			if l.undurable() {
+				if err := l.pollFlush(ctx); err != nil {
+					return err
+				}
+			}
+			if pos <= l.pos.lsn || time.Since(recorded) < idleRecord {
+				continue
+			}
+			err = l.apply(ctx, &group{end: pos})
+			recorded = time.Now()
+		case g.barrier != nil:
+			g.barrier.reached(ctx, l.shard.Name)
+		default:
+			err = l.apply(ctx, g)
+			recorded = time.Now()
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// apply runs a group, and the pieces that follow while its last transaction is open, as one target transaction.
+//
+// The progress row goes first: the reverse direction recognises our transactions by the row that leads them. When the
+// end of the last transaction is not known yet, the row carries its commit position, and a second one at the end carries
+// the end.
+func (l *lane) apply(ctx context.Context, g *group) (err error) {
+	l.mu.Lock()
+	l.current = g.first
+	l.mu.Unlock()
+	defer func() {
+		l.mu.Lock()
+		l.current = time.Time{}
+		l.mu.Unlock()
+	}()
+	p := l.conn.PgConn().StartPipeline(ctx)
+	defer func() {
+		if cerr := p.Close(); err == nil && cerr != nil {
+			err = cerr
+		}
+	}()
+	run := pipelineRun{l: l, p: p}
+	run.exec("BEGIN")
+	pos, end, marker, txns, rows := l.pos, g.end, g.marker, 0, 0
+	lead := end
+	if g.open {
+		lead = max(g.commit, pos.lsn+1)
+	}
+	run.advance(pos, lead)
+	pos = position{seq: pos.seq + 1, lsn: lead}
+	if marker != "" {
+		run.exec("SET LOCAL synchronous_commit = on")
+	}
+	for {
+		if err := run.changes(g.changes); err != nil {
+			return err
+		}
+		txns += g.txns
+		rows += len(g.changes)
+		if !g.open {
+			end = g.end
+			break
+		}
+		if g, err = l.more(ctx); err != nil {
+			return err
+		}
+		if g.marker != "" {
+			marker = g.marker
+			run.exec("SET LOCAL synchronous_commit = on")
+		}
+	}
+	if end != pos.lsn {
+		run.advance(pos, end)
+		pos = position{seq: pos.seq + 1, lsn: end}
+	}
+	l.groups++
+	if l.groups%pruneEvery == 0 {
+		run.query(`DELETE FROM rehome.progress WHERE replication = $1 AND seq < $2`, l.replication, strconv.FormatInt(pos.seq-keepRows, 10))
+	}
+	// All counts are read before the COMMIT is sent: a change that hit no row must not be committed.
+	if err := run.results(); err != nil {
+		return err
+	}
+	flushed, inserted, err := run.commit()
+	if err != nil {
+		return err
+	}
+	l.pos = pos
+	l.mu.Lock()
+	l.applied = end
+	l.txns += int64(txns)
+	l.rows += int64(rows)
+	l.pending = append(l.pending, flushMark{wal: inserted, pos: end})
+	if marker != "" {
+		flushed = inserted // the commit itself waited for the flush
+	}
+	l.mu.Unlock()
+	l.settle(flushed)
+	if marker != "" {
+		l.onMarker(l.shard.Name, marker, l.position())
+	}
+	return nil
+}
+
+// more waits for the next piece of a transaction that is open.
+func (l *lane) more(ctx context.Context) (*group, error) {
+	for {
+		g, _, err := l.in.take(ctx, idleRecord)
+		if err != nil || g != nil {
+			return g, err
+		}
+	}
+}
+
+func (l *lane) undurable() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.pending) > 0
+}
+
+func (l *lane) pollFlush(ctx context.Context) error {
+	var at tenant.LSN
+	if err := l.conn.QueryRow(ctx, `SELECT pg_current_wal_flush_lsn()::text`).Scan(&at); err != nil {
+		return err
+	}
+	l.settle(at)
+	return nil
+}
+
+// settle takes note of what is on disk now.
+func (l *lane) settle(flushed tenant.LSN) {
+	l.mu.Lock()
+	moved := false
+	for len(l.pending) > 0 && l.pending[0].wal <= flushed {
+		l.durable = max(l.durable, l.pending[0].pos)
+		l.pending = l.pending[1:]
+		moved = true
+	}
+	l.mu.Unlock()
+	if moved && l.onDurable != nil {
+		l.onDurable()
+	}
+}
+
+func (l *lane) position() tenant.ShardPosition {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return tenant.ShardPosition{Shard: l.shard.Name, LSN: l.applied, Durable: l.durable}
+}
+
+// oldest is when the oldest transaction that this shard has not committed yet was committed at the source.
+func (l *lane) oldest() time.Time {
+	l.mu.Lock()
+	at := l.current
+	l.mu.Unlock()
+	if !at.IsZero() {
+		return at
+	}
+	return l.in.oldest()
+}
+
+func (l *lane) counts() (txns, rows int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.txns, l.rows
+}
+
+var errNoResult = errors.New("the server sent no result")
+
+// asLost marks an error of a broken connection as one that a new connection may mend.
+func asLost(conn *pgconn.PgConn, err error) error {
+	if _, ok := errors.AsType[*pgconn.PgError](err); !ok && conn.IsClosed() {
+		return fmt.Errorf("%w: %w", errConnLost, err)
+	}
+	return err
+}

@@ -1,0 +1,183 @@
+package replicator
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/rehomedb/rehome/tenant"
+)
+
+// flushEvery is how many statements are sent before the results so far are read: enough to hide the round trip, few
+// enough that the results fit the socket's buffers while we are still sending.
+const flushEvery = 500
+
+// pipelineRun sends the statements of one target transaction without waiting for each, and reads their results in order.
+type pipelineRun struct {
+	l    *lane
+	p    *pgconn.Pipeline
+	want []expected // results that are still to be read
+}
+
+// expected is what a result must be.
+type expected struct {
+	change *change // nil: one of our own statements
+	counts bool
+	parse  bool // the answer to a Prepare
+}
+
+func (r *pipelineRun) exec(sql string) {
+	r.p.SendQueryParams(sql, nil, nil, nil, nil)
+	r.want = append(r.want, expected{})
+}
+
+func (r *pipelineRun) query(sql string, args ...string) {
+	values := make([][]byte, len(args))
+	for i, a := range args {
+		values[i] = []byte(a)
+	}
+	r.p.SendQueryParams(sql, values, nil, nil, nil)
+	r.want = append(r.want, expected{})
+}
+
+func (r *pipelineRun) advance(last position, to tenant.LSN) {
+	const sql = `SELECT rehome.advance($1, $2, $3, $4, $5)`
+	name, ok := r.l.prepared[sql]
+	if !ok {
+		name = r.prepare(sql, sql)
+	}
+	r.p.SendQueryPrepared(name, [][]byte{
+		[]byte(r.l.replication), []byte(strconv.FormatInt(r.l.epoch, 10)), []byte(strconv.FormatInt(last.seq, 10)), []byte(last.lsn.String()), []byte(to.String()),
+	}, nil, nil)
+	r.want = append(r.want, expected{})
+}
+
+// prepare sends a statement to be prepared. If the transaction fails the session is dropped, so that the map cannot
+// name a statement that does not exist.
+func (r *pipelineRun) prepare(shape, sql string) string {
+	name := "s" + strconv.Itoa(len(r.l.prepared))
+	r.p.SendPrepare(name, sql, nil)
+	r.want = append(r.want, expected{parse: true})
+	r.l.prepared[shape] = name
+	return name
+}
+
+func (r *pipelineRun) changes(cs []change) error {
+	for i := range cs {
+		c := &cs[i]
+		st, err := statementFor(c)
+		if err != nil {
+			return err
+		}
+		name, ok := r.l.prepared[st.shape]
+		if !ok {
+			name = r.prepare(st.shape, st.sql())
+		}
+		r.p.SendQueryPrepared(name, st.args, nil, nil)
+		r.want = append(r.want, expected{change: c, counts: st.counts})
+		if len(r.want) >= flushEvery {
+			if err := r.results(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// results reads everything that was sent so far.
+func (r *pipelineRun) results() error {
+	r.p.SendFlushRequest()
+	if err := r.p.Flush(); err != nil {
+		return asLost(r.l.conn.PgConn(), err)
+	}
+	for _, w := range r.want {
+		if err := r.one(w); err != nil {
+			return err
+		}
+	}
+	r.want = r.want[:0]
+	return nil
+}
+
+func (r *pipelineRun) one(w expected) error {
+	res, err := r.p.GetResults()
+	if err == nil && res == nil {
+		err = errNoResult
+	}
+	if err != nil {
+		return r.explain(w, err)
+	}
+	if w.parse {
+		return nil
+	}
+	rr, ok := res.(*pgconn.ResultReader)
+	if !ok {
+		return fmt.Errorf("apply: unexpected result %T", res)
+	}
+	tag, err := rr.Close()
+	if err != nil {
+		return r.explain(w, err)
+	}
+	if w.counts && tag.RowsAffected() != 1 {
+		return errDivergence(r.l.shard.Name, w.change, "is not there, though the source changed it")
+	}
+	return nil
+}
+
+// explain names the row that a server's error is about.
+func (r *pipelineRun) explain(w expected, err error) error {
+	pe, ok := errors.AsType[*pgconn.PgError](err)
+	if !ok {
+		return asLost(r.l.conn.PgConn(), err)
+	}
+	if pe.Code == sqlstateFenced {
+		return fmt.Errorf("%w: %s", ErrFenced, pe.Message)
+	}
+	if w.change == nil || IsRetryable(pe) {
+		return pe
+	}
+	if pe.Code[:2] == "23" {
+		return errDivergence(r.l.shard.Name, w.change, "cannot be written: "+pe.Message)
+	}
+	return stop("apply-failed", "mend the cause at the shard, then: rehome resume-replication",
+		"%s (%s): %s (SQLSTATE %s)", w.change.rel.name, w.change.rel.keyText(w.change), pe.Message, pe.Code)
+}
+
+// commit ends the transaction and asks where its WAL ends and how far the WAL is on disk.
+func (r *pipelineRun) commit() (flushed, inserted tenant.LSN, err error) {
+	r.exec("COMMIT")
+	r.p.SendQueryParams(`SELECT pg_current_wal_insert_lsn()::text, pg_current_wal_flush_lsn()::text`, nil, nil, nil, nil)
+	if err := r.p.Sync(); err != nil {
+		return 0, 0, asLost(r.l.conn.PgConn(), err)
+	}
+	if err := r.one(expected{}); err != nil {
+		return 0, 0, err
+	}
+	r.want = r.want[:0]
+	res, err := r.p.GetResults()
+	if err != nil {
+		return 0, 0, r.explain(expected{}, err)
+	}
+	rr, ok := res.(*pgconn.ResultReader)
+	if !ok {
+		return 0, 0, errNoResult
+	}
+	for rr.NextRow() {
+		v := rr.Values()
+		if inserted, err = tenant.ParseLSN(string(v[0])); err != nil {
+			return 0, 0, err
+		}
+		if flushed, err = tenant.ParseLSN(string(v[1])); err != nil {
+			return 0, 0, err
+		}
+	}
+	if _, err := rr.Close(); err != nil {
+		return 0, 0, r.explain(expected{}, err)
+	}
+	if _, err := r.p.GetResults(); err != nil { // the sync
+		return 0, 0, asLost(r.l.conn.PgConn(), err)
+	}
+	return flushed, inserted, nil
+}

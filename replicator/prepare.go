@@ -1,0 +1,298 @@
+package replicator
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/rehomedb/rehome/replicator/catalog"
+	"github.com/rehomedb/rehome/replicator/schema"
+	"github.com/rehomedb/rehome/tenant"
+)
+
+// prepare makes everything that the copy needs: at the source the replica identities that were asked for, the schema
+// rehome, the publication and the slot; at the shards the schema. It may run again after a crash at any point; the slot
+// is then made anew, since nothing was copied yet. It ends with the copy of the tables, because the slot's snapshot lives
+// only as long as its session.
+func (e *Engine) prepare(ctx context.Context) error {
+	if e.State().Phase == tenant.Created {
+		if _, err := e.observe(ctx, tenant.Observation{Kind: tenant.SawOwned}); err != nil {
+			return err
+		}
+	}
+	e.announce(ctx, "describing the source")
+	cat, id, err := e.describe(ctx)
+	if err != nil {
+		return err
+	}
+	if e.cfg.Options.FixIdentity {
+		changes, _ := catalog.PlanIdentityFor(cat, e.cfg.Options, len(e.cfg.Shards))
+		if len(changes) > 0 {
+			e.announce(ctx, "making replica identities that contain the realm key")
+			if err := e.changeSource(ctx, changes); err != nil {
+				return err
+			}
+			if cat, id, err = e.describe(ctx); err != nil {
+				return err
+			}
+		}
+	}
+	e.announce(ctx, "taking over the shards")
+	err = e.eachShard(ctx, "setup", func(_ Shard, c *pgx.Conn) error {
+		if err := InstallShard(ctx, c); err != nil {
+			return err
+		}
+		if err := e.cfg.Gate.InstallShard(ctx, c); err != nil {
+			return err
+		}
+		_, err := takeLane(ctx, c, e.cfg.Replication, e.cfg.Epoch)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	e.announce(ctx, "creating publication and slot")
+	src, err := e.src.conn(ctx, "setup")
+	if err != nil {
+		return err
+	}
+	err = e.cfg.Gate.InstallSource(ctx, src)
+	closeSoon(src)
+	if err != nil {
+		return fmt.Errorf("source: %w", err)
+	}
+	if err := e.src.publish(ctx, cat); err != nil {
+		return err
+	}
+	snap, err := e.src.createSlot(ctx, cat.Server.Version >= 170000)
+	if err != nil {
+		return err
+	}
+	defer snap.close()
+	err = e.eachShard(ctx, "setup", func(_ Shard, c *pgx.Conn) error {
+		return seedProgress(ctx, c, e.cfg.Replication, e.cfg.Epoch, snap.lsn)
+	})
+	if err != nil {
+		return err
+	}
+	origin := Origin{SystemIdentifier: id.SystemIdentifier, Timeline: id.Timeline, Version: cat.Server.Version, StartLSN: snap.lsn, Catalogue: cat}
+	if err := e.cfg.Journal.SaveOrigin(ctx, origin); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	e.origin, e.cat, e.copied = &origin, cat, map[uint32]copied{}
+	e.mu.Unlock()
+	e.stats.reset(cat)
+
+	e.announce(ctx, "creating the tables on the shards")
+	archive, err := e.dump(ctx, snap.name)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = archive.Close() }()
+	err = e.parallel(ctx, func(ctx context.Context, sh Shard) error {
+		if err := archive.RestorePre(ctx, sh.DSN, e.cfg.Replication); err != nil {
+			return err
+		}
+		c, err := e.shardSession(ctx, sh, "setup")
+		if err != nil {
+			return err
+		}
+		defer closeSoon(c)
+		return e.cfg.Gate.FenceShard(ctx, c)
+	})
+	if err != nil {
+		return err
+	}
+	if _, err := e.observe(ctx, tenant.Observation{Kind: tenant.SawPrepared}); err != nil {
+		return err
+	}
+	return e.copyUnder(ctx, snap, archive)
+}
+
+// copyAll goes on with a copy whose process or source went away: finished tables stay, the others are copied under a new
+// snapshot, whose position becomes their watermark.
+func (e *Engine) copyAll(ctx context.Context) error {
+	if err := e.checkOrigin(ctx); err != nil {
+		return err
+	}
+	err := e.eachShard(ctx, "setup", func(_ Shard, c *pgx.Conn) error {
+		_, err := takeLane(ctx, c, e.cfg.Replication, e.cfg.Epoch)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	e.announce(ctx, "opening a new snapshot for the tables that are left")
+	snap, err := e.src.temporarySnapshot(ctx, "copy")
+	if err != nil {
+		return err
+	}
+	defer snap.close()
+	if err := e.refreshLeaves(ctx, snap); err != nil {
+		return err
+	}
+	archive, err := e.dump(ctx, snap.name)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = archive.Close() }()
+	return e.copyUnder(ctx, snap, archive)
+}
+
+// copyUnder copies under a snapshot, lets it go, and builds what belongs behind the copy.
+func (e *Engine) copyUnder(ctx context.Context, snap *view, archive *schema.Archive) error {
+	if err := e.noteCopied(ctx); err != nil {
+		return err
+	}
+	e.announce(ctx, "copying")
+	if err := e.copyTables(ctx, snap); err != nil {
+		return err
+	}
+	snap.close() // before the indexes: an open snapshot holds back vacuum at the source
+	e.announce(ctx, "building indexes and constraints")
+	err := e.parallel(ctx, func(ctx context.Context, sh Shard) error {
+		const jobs = 2 // per shard; shards are servers of their own
+		err := archive.RestorePost(ctx, sh.DSN, e.cfg.Replication, jobs, func(n, total int, item string) {
+			e.stats.setStep(fmt.Sprintf("building indexes and constraints on %s: %d of %d (%s)", sh.Name, n, total, item))
+		})
+		if err != nil {
+			return err
+		}
+		c, err := e.shardSession(ctx, sh, "setup")
+		if err != nil {
+			return err
+		}
+		defer closeSoon(c)
+		if err := e.cfg.Gate.FenceShard(ctx, c); err != nil {
+			return err
+		}
+		e.stats.setStep("analysing " + sh.Name)
+		if _, err := c.Exec(ctx, "ANALYZE"); err != nil {
+			return fmt.Errorf("analyse: %w", err)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	e.stats.setStep("")
+	_, err = e.observe(ctx, tenant.Observation{Kind: tenant.SawCopied})
+	return err
+}
+
+func (e *Engine) parallel(ctx context.Context, fn func(context.Context, Shard) error) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, sh := range e.cfg.Shards {
+		g.Go(func() error {
+			if err := fn(ctx, sh); err != nil {
+				return fmt.Errorf("shard %s: %w", sh.Name, err)
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+func (e *Engine) dump(ctx context.Context, snap string) (*schema.Archive, error) {
+	a, err := schema.Dump(ctx, schema.Config{DSN: e.cfg.Source, Snapshot: snap, Catalogue: e.cat, Options: e.cfg.Options, Logger: e.log})
+	if err != nil {
+		return nil, fmt.Errorf("read the source's schema: %w", err)
+	}
+	return a, nil
+}
+
+func (e *Engine) describe(ctx context.Context) (*catalog.Catalogue, identity, error) {
+	id, err := e.src.identify(ctx)
+	if err != nil {
+		return nil, id, err
+	}
+	c, err := e.src.conn(ctx, "setup")
+	if err != nil {
+		return nil, id, err
+	}
+	defer closeSoon(c)
+	cat, err := catalog.Describe(ctx, c, e.cfg.Options)
+	if err != nil {
+		return nil, id, fmt.Errorf("describe the source: %w", err)
+	}
+	cat.Server.SystemIdentifier = id.SystemIdentifier
+	return cat, id, nil
+}
+
+func (e *Engine) changeSource(ctx context.Context, changes []tenant.SourceChange) error {
+	c, err := e.src.conn(ctx, "setup")
+	if err != nil {
+		return err
+	}
+	defer closeSoon(c)
+	return catalog.ApplyChanges(ctx, c, changes, func(ch tenant.SourceChange) error {
+		e.stats.setStep(ch.Description)
+		return e.cfg.Journal.ChangeSource(ctx, ch)
+	})
+}
+
+// checkOrigin makes sure that the source is the one that the replication began with, and that its slot can still serve
+// the shards. Going on with another would lose or invent rows, so each mismatch is a loud stop.
+func (e *Engine) checkOrigin(ctx context.Context) error {
+	e.mu.Lock()
+	origin := e.origin
+	e.mu.Unlock()
+	again := "cancel the replication and start it again"
+	if origin == nil || origin.Catalogue == nil {
+		return stop("no-origin", again, "nothing is recorded of the source that this replication began with")
+	}
+	id, err := e.src.identify(ctx)
+	if err != nil {
+		return err
+	}
+	if id.SystemIdentifier != origin.SystemIdentifier {
+		return stop("other-source", again, "the source is another server now (system identifier %s, it was %s)", id.SystemIdentifier, origin.SystemIdentifier)
+	}
+	if id.Timeline != origin.Timeline {
+		return stop("other-timeline", "make sure that the promoted server has every transaction of the former one, then "+again,
+			"the source is on timeline %d now, it was on %d: it was restored or failed over", id.Timeline, origin.Timeline)
+	}
+	c, err := e.src.conn(ctx, "setup")
+	if err != nil {
+		return err
+	}
+	defer closeSoon(c)
+	slot, err := e.src.slotState(ctx, c)
+	switch {
+	case err != nil:
+		return err
+	case !slot.exists:
+		return stop("slot-missing", again, "replication slot %s is gone from the source", e.src.slot)
+	case slot.status == "lost":
+		return stop("slot-lost", again+"; raise max_slot_wal_keep_size at the source before", "the source removed WAL that slot %s needs", e.src.slot)
+	}
+	return e.src.freeSlot(ctx, c)
+}
+
+// announce shows and records what is done next.
+func (e *Engine) announce(ctx context.Context, what string) {
+	e.stats.setStep(what)
+	e.log.Info("replication step", "step", what)
+	e.cfg.Journal.Note(ctx, "step", map[string]any{"step": what})
+}
+
+// CleanUp drops slot and publication at the source, whatever of them is there. The engine must not be running.
+func (e *Engine) CleanUp(ctx context.Context) error { return e.src.cleanUp(ctx) }
+
+// positions are the shards' positions, of lanes that are open.
+func (e *Engine) positions() []tenant.ShardPosition {
+	e.mu.Lock()
+	st := e.stream
+	e.mu.Unlock()
+	if st == nil {
+		return nil
+	}
+	out := make([]tenant.ShardPosition, 0, len(st.lanes))
+	for _, l := range st.lanes {
+		out = append(out, l.position())
+	}
+	return out
+}

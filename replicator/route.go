@@ -1,0 +1,124 @@
+package replicator
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+
+	"github.com/rehomedb/rehome/replicator/pgoutput"
+	"github.com/rehomedb/rehome/tenant"
+)
+
+// router names the lane of a row. It is immutable.
+type router struct {
+	placement tenant.Placement
+	index     map[string]int // shard -> lane
+}
+
+func newRouter(p tenant.Placement, shards []Shard) (*router, error) {
+	r := &router{placement: p, index: make(map[string]int, len(shards))}
+	for i, s := range shards {
+		r.index[s.Name] = i
+	}
+	for _, s := range p.Shards() {
+		if _, ok := r.index[s]; !ok {
+			return nil, fmt.Errorf("the placement names shard %s, which the replication does not know", s)
+		}
+	}
+	return r, nil
+}
+
+func (r *router) lane(realm []byte) int { return r.index[r.placement.ShardOfBytes(realm)] }
+
+// dispatch sends the changes of a row to the lanes that own it.
+func (s *stream) dispatch(ctx context.Context, rel *relation, m *pgoutput.Message) error {
+	var o op
+	var row, old pgoutput.Tuple
+	switch m.Kind {
+	case pgoutput.Insert:
+		o, row = opInsert, m.New
+	case pgoutput.Update:
+		o, row = opUpdate, m.New
+		if m.OldKind != pgoutput.OldNone {
+			old = m.Old
+		}
+	default:
+		o, old = opDelete, m.Old
+	}
+	if n := max(len(row), len(old)); n != len(rel.columns) {
+		return fmt.Errorf("stream: a row of %s has %d values for %d columns", rel.name, n, len(rel.columns))
+	}
+	if rel.realm < 0 {
+		for i := range s.lanes {
+			if err := s.add(ctx, i, change{op: o, rel: rel, row: row, old: old}); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if len(s.lanes) == 1 {
+		return s.add(ctx, 0, change{op: o, rel: rel, row: row, old: old})
+	}
+	to, from := -1, -1
+	var err error
+	if old != nil {
+		if from, err = s.laneOf(rel, old, m); err != nil {
+			return err
+		}
+	}
+	if row != nil {
+		if row[rel.realm].Kind == pgoutput.Unchanged && old != nil {
+			row[rel.realm] = old[rel.realm]
+		}
+		if to, err = s.laneOf(rel, row, m); err != nil {
+			return err
+		}
+	}
+	switch {
+	case row == nil:
+		return s.add(ctx, from, change{op: opDelete, rel: rel, old: old})
+	case o == opInsert || from < 0 || from == to:
+		return s.add(ctx, to, change{op: o, rel: rel, row: row, old: old})
+	}
+	// The row changes its shard: it goes there and comes here.
+	if rel.full {
+		for i := range row {
+			if row[i].Kind == pgoutput.Unchanged {
+				row[i] = old[i]
+			}
+		}
+	}
+	ins := change{op: opInsert, rel: rel, row: row}
+	for i := range row {
+		if row[i].Kind == pgoutput.Unchanged {
+			return missingValue(&ins, i)
+		}
+	}
+	if err := s.add(ctx, from, change{op: opDelete, rel: rel, old: old}); err != nil {
+		return err
+	}
+	return s.add(ctx, to, ins)
+}
+
+func (s *stream) laneOf(rel *relation, row pgoutput.Tuple, m *pgoutput.Message) (int, error) {
+	v := row[rel.realm]
+	if v.Kind != pgoutput.Text {
+		c := change{rel: rel, row: row}
+		return 0, stop("row-without-realm",
+			"give the row a realm at the source, or declare the table with --reference; then start again",
+			"a row of %s (%s) has no value in its realm key %s", rel.name, rel.keyText(&c), rel.columns[rel.realm].Name)
+	}
+	realm := v.Data
+	if rel.bpchar {
+		realm = bytes.TrimRight(realm, " ")
+	}
+	return s.router.lane(realm), nil
+}
+
+// add gives a change to a lane, unless the lane's shard has the transaction already.
+func (s *stream) add(ctx context.Context, i int, c change) error {
+	if s.skip[i] {
+		return nil
+	}
+	return s.lanes[i].in.add(ctx, c)
+}

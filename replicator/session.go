@@ -1,0 +1,132 @@
+package replicator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/rehomedb/rehome/tenant"
+)
+
+// connectTimeout bounds one attempt to connect; a server that is up answers in milliseconds, one behind a slow network
+// in a second or two.
+const connectTimeout = 10 * time.Second
+
+// textSettings make the text form of every value the same on both sides: what the source's output functions write is
+// what the shards' input functions read (Postgres manual, 20.11.2).
+var textSettings = map[string]string{
+	"client_encoding":    "UTF8",
+	"datestyle":          "ISO, MDY",
+	"intervalstyle":      "postgres",
+	"timezone":           "UTC",
+	"extra_float_digits": "3",
+	"lc_monetary":        "C",
+	"bytea_output":       "hex",
+	"search_path":        "pg_catalog",
+}
+
+// parseDSN reads a connection string without letting its text into an error.
+func parseDSN(dsn tenant.DSN) (*pgx.ConnConfig, error) {
+	cfg, err := pgx.ParseConfig(dsn.Reveal())
+	if err != nil {
+		return nil, stop("bad-dsn", "write it as postgres://user:password@host:port/database", "the connection string %s cannot be read", dsn)
+	}
+	cfg.ConnectTimeout = connectTimeout
+	return cfg, nil
+}
+
+// connect opens a session for statements, with the text settings and a name that operators recognise.
+func connect(ctx context.Context, dsn tenant.DSN, name string, extra map[string]string) (*pgx.Conn, error) {
+	cfg, err := parseDSN(dsn)
+	if err != nil {
+		return nil, err
+	}
+	for k, v := range textSettings {
+		cfg.RuntimeParams[k] = v
+	}
+	for k, v := range extra {
+		cfg.RuntimeParams[k] = v
+	}
+	cfg.RuntimeParams["application_name"] = name
+	conn, err := pgx.ConnectConfig(ctx, cfg)
+	if err != nil {
+		return nil, connectError(dsn, err)
+	}
+	return conn, nil
+}
+
+// connectReplication opens a walsender session (manual, 55.4: streaming replication protocol).
+func connectReplication(ctx context.Context, dsn tenant.DSN, name string) (*pgconn.PgConn, error) {
+	cfg, err := parseDSN(dsn)
+	if err != nil {
+		return nil, err
+	}
+	for k, v := range textSettings {
+		cfg.RuntimeParams[k] = v
+	}
+	cfg.RuntimeParams["replication"] = "database"
+	cfg.RuntimeParams["application_name"] = name
+	conn, err := pgconn.ConnectConfig(ctx, &cfg.Config)
+	if err != nil {
+		return nil, connectError(dsn, err)
+	}
+	return conn, nil
+}
+
+// connectError keeps a server's own answer (wrong password, no such database) as it is, since trying again would not
+// help, and says whose address it was. pgconn's text names user, host and database, never the password.
+func connectError(dsn tenant.DSN, err error) error {
+	if pe, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return fmt.Errorf("connect to %s: %w", dsn, pe)
+	}
+	return fmt.Errorf("connect to %s: %w", dsn, err)
+}
+
+// SlotName is a replication slot's name. It is validated, since the replication commands take it unquoted.
+type SlotName string
+
+var slotRE = regexp.MustCompile(`^[a-z0-9_]{1,63}$`)
+
+// ParseSlotName refuses what Postgres would not take as a slot's name (manual, 27.2.6.1).
+func ParseSlotName(s string) (SlotName, error) {
+	if !slotRE.MatchString(s) {
+		return "", stop("bad-slot-name", "use lower-case letters, digits and _", "%q cannot be a replication slot's name", s)
+	}
+	return SlotName(s), nil
+}
+
+// closeSoon closes a session without waiting for a peer that does not answer.
+func closeSoon(c *pgx.Conn) {
+	if c == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_ = c.Close(ctx)
+}
+
+func closePgSoon(c *pgconn.PgConn) {
+	if c == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	_ = c.Close(ctx)
+}
+
+// wait sleeps unless the context ends first.
+func wait(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-t.C:
+		return nil
+	}
+}

@@ -1,0 +1,137 @@
+package replicator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/rehomedb/rehome/tenant"
+)
+
+// installShardSQL makes what the engine keeps at a shard, in the schema rehome of the tenant's database. It may run any
+// number of times.
+//
+// rehome.progress is append-only: an updated row would grow a chain of dead versions while a snapshot is held.
+const installShardSQL = `
+CREATE SCHEMA IF NOT EXISTS rehome;
+REVOKE ALL ON SCHEMA rehome FROM PUBLIC;
+GRANT USAGE ON SCHEMA rehome TO PUBLIC;
+CREATE TABLE IF NOT EXISTS rehome.applier (
+	replication text PRIMARY KEY,
+	epoch       bigint NOT NULL
+);
+CREATE TABLE IF NOT EXISTS rehome.progress (
+	replication text   NOT NULL,
+	seq         bigint NOT NULL,
+	epoch       bigint NOT NULL,
+	lsn         pg_lsn NOT NULL,
+	at          timestamptz NOT NULL DEFAULT clock_timestamp(),
+	PRIMARY KEY (replication, seq)
+);
+CREATE TABLE IF NOT EXISTS rehome.copied (
+	replication text   NOT NULL,
+	relation    text   NOT NULL,
+	watermark   pg_lsn NOT NULL,
+	rows        bigint NOT NULL,
+	bytes       bigint NOT NULL,
+	PRIMARY KEY (replication, relation)
+);
+CREATE OR REPLACE FUNCTION rehome.advance(r text, e bigint, last bigint, last_lsn pg_lsn, new_lsn pg_lsn) RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog AS $$
+BEGIN
+	PERFORM 1 FROM rehome.applier WHERE replication = r AND epoch = e FOR UPDATE;
+	IF NOT FOUND THEN
+		RAISE EXCEPTION 'replication % is owned by another worker', r USING ERRCODE = 'RH002';
+	END IF;
+	PERFORM 1 FROM rehome.progress p WHERE p.replication = r AND p.seq = last AND p.lsn = last_lsn
+		AND NOT EXISTS (SELECT 1 FROM rehome.progress n WHERE n.replication = r AND n.seq > last);
+	IF NOT FOUND THEN
+		RAISE EXCEPTION 'replication %: the last progress row is not number % at %', r, last, last_lsn USING ERRCODE = 'RH002';
+	END IF;
+	INSERT INTO rehome.progress (replication, seq, epoch, lsn) VALUES (r, last + 1, e, new_lsn);
+	RETURN last + 1;
+END $$;
+REVOKE ALL ON FUNCTION rehome.advance FROM PUBLIC;
+`
+
+// InstallShard makes the engine's tables at a shard. Idempotent.
+func InstallShard(ctx context.Context, conn *pgx.Conn) error {
+	// Two workers may come here at once; CREATE … IF NOT EXISTS still races, so they take turns.
+	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock(hashtextextended('rehome install', 0))`); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, installShardSQL)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("install the schema rehome: %w", err)
+	}
+	return nil
+}
+
+// position is the last row of rehome.progress at a shard.
+type position struct {
+	seq int64
+	lsn tenant.LSN
+}
+
+// takeLane makes this worker the only one that may commit at the shard: it raises the epoch under the row lock that
+// every group takes, and reads the position that is then certain. A zombie that holds the lock is terminated.
+func takeLane(ctx context.Context, conn *pgx.Conn, replication string, epoch int64) (position, error) {
+	var p position
+	for try := 0; ; try++ {
+		err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+			// Long enough for a group that is just committing, short enough to notice one that hangs.
+			if _, err := tx.Exec(ctx, `SET LOCAL lock_timeout = '3s'`); err != nil {
+				return err
+			}
+			tag, err := tx.Exec(ctx, `INSERT INTO rehome.applier (replication, epoch) VALUES ($1, $2)
+				ON CONFLICT (replication) DO UPDATE SET epoch = $2 WHERE rehome.applier.epoch <= $2`, replication, epoch)
+			if err != nil {
+				return err
+			}
+			if tag.RowsAffected() == 0 {
+				return ErrFenced
+			}
+			err = tx.QueryRow(ctx, `SELECT seq, lsn::text FROM rehome.progress WHERE replication = $1 ORDER BY seq DESC LIMIT 1`, replication).Scan(&p.seq, &p.lsn)
+			if errors.Is(err, pgx.ErrNoRows) {
+				p = position{}
+				return nil
+			}
+			return err
+		})
+		if err == nil {
+			return p, nil
+		}
+		if !isLockTimeout(err) || try == 3 {
+			return p, fmt.Errorf("take over the shard: %w", err)
+		}
+		if _, err := conn.Exec(ctx, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+			WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name = $1`, laneName(replication)); err != nil {
+			return p, fmt.Errorf("end the former worker's session: %w", err)
+		}
+	}
+}
+
+// seedProgress sets a shard's position before the stream begins: to where the slot begins.
+func seedProgress(ctx context.Context, conn *pgx.Conn, replication string, epoch int64, at tenant.LSN) error {
+	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `DELETE FROM rehome.progress WHERE replication = $1`, replication); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `DELETE FROM rehome.copied WHERE replication = $1`, replication); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `INSERT INTO rehome.progress (replication, seq, epoch, lsn) VALUES ($1, 1, $2, $3::pg_lsn)`, replication, epoch, at.String())
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("set the shard's first position: %w", err)
+	}
+	return nil
+}
+
+func laneName(replication string) string { return "rehome-lane-" + replication }

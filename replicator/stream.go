@@ -1,0 +1,364 @@
+package replicator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/jackc/pglogrepl"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/rehomedb/rehome/replicator/pgoutput"
+	"github.com/rehomedb/rehome/tenant"
+)
+
+const (
+	// statusEvery keeps the walsender alive: well below half of wal_sender_timeout's default of 60 s, also for sources
+	// that set it to 10 s.
+	statusEvery = 3 * time.Second
+	// ackEvery bounds how often an advance of the durable position is sent.
+	ackEvery = 100 * time.Millisecond
+)
+
+// stream reads the slot and feeds the lanes. It lives for one connection; after an error the engine makes another.
+type stream struct {
+	e      *Engine
+	conn   *pgconn.PgConn
+	lanes  []*lane
+	router *router
+	dec    pgoutput.Decoder
+	rels   map[uint32]*relation
+
+	// The transaction that is being read.
+	inTx     bool
+	watching bool       // the decision was for the target: the source must not write any more
+	commit   tenant.LSN // its commit position
+	skip     []bool     // per lane: the shard has it already
+	marker   string
+	foreign  string // while watching: a table that was written
+
+	ackNow chan struct{}
+	ended  chan struct{} // closed when the stream is over
+	turn   chan struct{} // of size 1: taken by whoever wants the reader to stop between transactions
+
+	mu       sync.Mutex
+	start    tenant.LSN
+	received tenant.LSN // everything before it was read
+	begun    tenant.LSN // commit position of the last transaction that was begun
+	head     tenant.LSN // the source's write position, as it last said
+	barriers []*barrier
+}
+
+// run streams until the context ends or something fails; it returns what failed.
+func (s *stream) run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, l := range s.lanes {
+		g.Go(func() error { return l.run(ctx) })
+	}
+	g.Go(func() error { return s.acknowledge(ctx) })
+	g.Go(func() error { return s.read(ctx) })
+	return g.Wait()
+}
+
+// ack is what the source may forget: what every shard has on disk.
+func (s *stream) ack() tenant.LSN {
+	at := tenant.LSN(0)
+	for i, l := range s.lanes {
+		d := l.position().Durable
+		if i == 0 || d < at {
+			at = d
+		}
+	}
+	return max(at, s.start) // never 0, which the protocol library would turn into the write position
+}
+
+// acknowledge sends the positions on a timer of its own, so that the source stays connected also while the lanes are
+// busy, and soon after the durable position moved.
+func (s *stream) acknowledge(ctx context.Context) error {
+	tick := time.NewTicker(statusEvery)
+	defer tick.Stop()
+	for {
+		at := s.ack()
+		s.mu.Lock()
+		written := max(s.received, at)
+		s.mu.Unlock()
+		err := pglogrepl.SendStandbyStatusUpdate(ctx, s.conn, pglogrepl.StandbyStatusUpdate{
+			WALWritePosition: pglogrepl.LSN(written), WALFlushPosition: pglogrepl.LSN(at), WALApplyPosition: pglogrepl.LSN(at),
+		})
+		if err != nil {
+			return fmt.Errorf("acknowledge to the source: %w: %w", errConnLost, err)
+		}
+		if err := wait(ctx, ackEvery); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-tick.C:
+		case <-s.ackNow:
+		}
+	}
+}
+
+func (s *stream) read(ctx context.Context) error {
+	var m pgoutput.Message
+	for {
+		raw, err := s.conn.ReceiveMessage(ctx)
+		if err != nil {
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			return s.lost(err)
+		}
+		switch raw := raw.(type) {
+		case *pgproto3.CopyData:
+			if len(raw.Data) == 0 {
+				continue
+			}
+			switch raw.Data[0] {
+			case pglogrepl.PrimaryKeepaliveMessageByteID:
+				k, err := pglogrepl.ParsePrimaryKeepaliveMessage(raw.Data[1:])
+				if err != nil {
+					return fmt.Errorf("stream: %w", err)
+				}
+				s.keepalive(tenant.LSN(k.ServerWALEnd))
+				if k.ReplyRequested {
+					signal(s.ackNow)
+				}
+			case pglogrepl.XLogDataByteID:
+				x, err := pglogrepl.ParseXLogData(raw.Data[1:])
+				if err != nil {
+					return fmt.Errorf("stream: %w", err)
+				}
+				s.mu.Lock()
+				s.head = max(s.head, tenant.LSN(x.ServerWALEnd))
+				s.mu.Unlock()
+				if err := s.dec.Decode(x.WALData, &m); err != nil {
+					return stop("bad-message", "report this with the source's version", "the source's stream cannot be understood: %v", err)
+				}
+				if err := s.message(ctx, &m); err != nil {
+					return err
+				}
+			}
+		case *pgproto3.ErrorResponse:
+			return s.lost(pgconn.ErrorResponseToPgError(raw))
+		case *pgproto3.CopyDone:
+			return fmt.Errorf("%w: the source ended the stream", errConnLost)
+		}
+	}
+}
+
+// lost explains the end of the stream. A slot whose WAL is gone can never go on.
+func (s *stream) lost(err error) error {
+	if pe, ok := errors.AsType[*pgconn.PgError](err); ok {
+		if pe.Code == "58P01" || pe.Code == "55000" {
+			return stop("slot-lost", "cancel the replication and start it again; raise max_slot_wal_keep_size at the source before",
+				"the source no longer has the changes that slot %s needs: %s", s.e.src.slot, pe.Message)
+		}
+		return fmt.Errorf("stream: %w", err)
+	}
+	return fmt.Errorf("stream: %w: %w", errConnLost, err)
+}
+
+// keepalive is the source's word that all before end was sent.
+func (s *stream) keepalive(end tenant.LSN) {
+	s.mu.Lock()
+	s.head = max(s.head, end)
+	s.mu.Unlock()
+	if s.inTx {
+		return
+	}
+	s.placeBarriers(end)
+	s.mu.Lock()
+	s.received = max(s.received, end)
+	s.mu.Unlock()
+	for _, l := range s.lanes {
+		l.in.advance(end)
+	}
+}
+
+func (s *stream) message(ctx context.Context, m *pgoutput.Message) error {
+	switch m.Kind {
+	case pgoutput.Begin:
+		select { // waits while a position is being chosen
+		case s.turn <- struct{}{}:
+			<-s.turn
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		s.placeBarriers(m.LSN)
+		s.mu.Lock()
+		s.begun = m.LSN
+		s.mu.Unlock()
+		s.inTx, s.commit, s.marker, s.foreign = true, m.LSN, "", ""
+		s.watching = s.e.sourceClosed()
+		for i, l := range s.lanes {
+			s.skip[i] = m.LSN < l.start
+			if !s.skip[i] {
+				l.in.begin(m.LSN, m.Time)
+			}
+		}
+	case pgoutput.Commit:
+		return s.commitTx(ctx, m)
+	case pgoutput.RelationKind:
+		rel, err := s.e.relate(ctx, m.Relation.Clone(), s.rels[m.Relation.OID])
+		if err != nil {
+			return err
+		}
+		s.rels[m.Relation.OID] = rel
+	case pgoutput.Insert, pgoutput.Update, pgoutput.Delete:
+		rel := s.rels[m.OID]
+		if rel == nil {
+			return stop("unknown-relation", "report this", "the source sent a row of table %d without its description", m.OID)
+		}
+		switch {
+		case rel.special == markerTable:
+			if m.Kind == pgoutput.Insert {
+				s.marker = markerAttempt(rel, m.New)
+			}
+			return nil
+		case rel.special == heartbeatTable, s.commit < rel.skip:
+			return nil
+		case s.watching:
+			s.foreign = rel.name.String()
+			return nil
+		}
+		return s.dispatch(ctx, rel, m)
+	case pgoutput.Truncate:
+		return s.truncate(ctx, m)
+	case pgoutput.StreamStart, pgoutput.StreamStop, pgoutput.StreamCommit, pgoutput.StreamAbort:
+		return stop("bad-message", "report this with the source's version", "the source streams transactions in progress, which was not asked for")
+	}
+	return nil
+}
+
+func (s *stream) commitTx(ctx context.Context, m *pgoutput.Message) error {
+	s.inTx = false
+	for i, l := range s.lanes {
+		if s.skip[i] {
+			l.in.advance(m.EndLSN)
+			continue
+		}
+		l.in.commit(m.EndLSN, s.marker)
+	}
+	s.mu.Lock()
+	s.received = max(s.received, m.EndLSN)
+	s.mu.Unlock()
+	if s.marker != "" {
+		s.e.markerRead(s.marker, m.LSN)
+	}
+	if s.foreign != "" {
+		s.e.alarm(ctx, "source-written", fmt.Sprintf("%s was written at the source after the cutover, at %s", s.foreign, m.LSN))
+	}
+	return nil
+}
+
+func (s *stream) truncate(ctx context.Context, m *pgoutput.Message) error {
+	t := &truncation{restartIdentity: m.Flags&pgoutput.TruncateRestartIdentity != 0}
+	for _, oid := range m.OIDs {
+		rel := s.rels[oid]
+		if rel == nil {
+			return stop("unknown-relation", "report this", "the source truncated table %d without its description", oid)
+		}
+		if rel.special == userTable && s.commit >= rel.skip {
+			t.rels = append(t.rels, rel)
+		}
+	}
+	if len(t.rels) == 0 {
+		return nil
+	}
+	if s.watching {
+		s.foreign = t.rels[0].name.String()
+		return nil
+	}
+	for i := range s.lanes {
+		if err := s.add(ctx, i, change{op: opTruncate, rel: t.rels[0], truncate: t}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func markerAttempt(rel *relation, row pgoutput.Tuple) string {
+	for i, c := range rel.columns {
+		if c.Name == "attempt" && i < len(row) && row[i].Kind == pgoutput.Text {
+			return string(row[i].Data)
+		}
+	}
+	return ""
+}
+
+// hold stops the reader before its next transaction until release is called. The source stays connected meanwhile.
+func (s *stream) hold() (release func()) {
+	s.turn <- struct{}{}
+	return sync.OnceFunc(func() { <-s.turn })
+}
+
+// barrier is a position at which every lane stops, just long enough to open a snapshot of its shard.
+type barrier struct {
+	at     tenant.LSN
+	open   func(ctx context.Context, shard string) error
+	mu     sync.Mutex
+	left   int // lanes that are still to come; 0: all did, or nobody waits any more
+	err    error
+	done   chan struct{}
+}
+
+// reached runs in a lane that has applied everything before the barrier and nothing after it. A snapshot that fails fails
+// whoever asked for it, not the lane.
+func (b *barrier) reached(ctx context.Context, shard string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.left == 0 {
+		return // abandoned
+	}
+	if err := b.open(ctx, shard); err != nil && b.err == nil {
+		b.err = fmt.Errorf("shard %s: %w", shard, err)
+	}
+	if b.left--; b.left == 0 {
+		close(b.done)
+	}
+}
+
+// abandon makes lanes that come to the barrier later pass it. It waits for one that is just opening its snapshot.
+func (b *barrier) abandon() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.left = 0
+}
+
+// errPassed says that a lane was already beyond the position that a barrier was asked for.
+var errPassed = errors.New("the stream was already beyond the snapshot's position")
+
+// placeBarrier asks for a barrier before the first transaction that commits at or after its position.
+func (s *stream) placeBarrier(b *barrier) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.begun >= b.at {
+		return errPassed
+	}
+	b.left = len(s.lanes)
+	s.barriers = append(s.barriers, b)
+	return nil
+}
+
+// placeBarriers puts the barriers that belong before next into the lanes. Only the reader calls it, between transactions.
+func (s *stream) placeBarriers(next tenant.LSN) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	rest := s.barriers[:0]
+	for _, b := range s.barriers {
+		if next < b.at {
+			rest = append(rest, b)
+			continue
+		}
+		for _, l := range s.lanes {
+			l.in.barrier(b)
+		}
+	}
+	s.barriers = rest
+}
