@@ -300,12 +300,12 @@ func (s *stream) hold() (release func()) {
 
 // barrier is a position at which every lane stops, just long enough to open a snapshot of its shard.
 type barrier struct {
-	at     tenant.LSN
-	open   func(ctx context.Context, shard string) error
-	mu     sync.Mutex
-	left   int // lanes that are still to come; 0: all did, or nobody waits any more
-	err    error
-	done   chan struct{}
+	at   tenant.LSN
+	open func(ctx context.Context, shard string) error
+	mu   sync.Mutex
+	left int // lanes that are still to come; 0: all did, or nobody waits any more
+	err  error
+	done chan struct{}
 }
 
 // reached runs in a lane that has applied everything before the barrier and nothing after it. A snapshot that fails fails
