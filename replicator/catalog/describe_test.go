@@ -27,7 +27,7 @@ func connect(t *testing.T, dsn tenant.DSN) *pgx.Conn {
 	return conn
 }
 
-func exec(t *testing.T, conn *pgx.Conn, sql string) {
+func execute(t *testing.T, conn *pgx.Conn, sql string) {
 	t.Helper()
 	if _, err := conn.PgConn().Exec(t.Context(), sql).ReadAll(); err != nil {
 		t.Fatalf("%v\n%s", err, sql)
@@ -92,7 +92,7 @@ INSERT INTO items (realm_id, d) SELECT gen_random_uuid(), 1 FROM generate_series
 func TestDescribe(t *testing.T) {
 	t.Parallel()
 	conn := connect(t, pgcluster.NewDatabase(t, cluster))
-	exec(t, conn, manyShapes)
+	execute(t, conn, manyShapes)
 	cat := describe(t, conn, tenant.ReplicationOptions{Exclude: []string{"zer*"}, Reference: []string{"log"}, TableKeys: map[string]string{"public.countries": "tenant_ref"}})
 
 	var names []string
