@@ -15,7 +15,7 @@ type Culprit struct {
 	PID         int           // 0: a prepared transaction
 	Application string        //
 	User        string        //
-	State       string        // "idle in transaction", "active"
+	State       string        // "idle in transaction", "active"; empty: hidden from our role, as are Age and Query
 	Age         time.Duration // of its transaction
 	Query       string        // its last statement, cut to 200 characters
 }
@@ -29,13 +29,16 @@ func (c Culprit) String() string {
 	if c.Application != "" {
 		who += ", " + c.Application
 	}
+	if c.State == "" {
+		return fmt.Sprintf("pid %d (%s); what it does is hidden from this role (GRANT pg_read_all_stats shows it)", c.PID, who)
+	}
 	return fmt.Sprintf("pid %d (%s), %s, transaction open for %s: %s", c.PID, who, c.State, c.Age.Round(100*time.Millisecond), strings.Join(strings.Fields(c.Query), " "))
 }
 
 // selectBlockers: who a session waits for. pg_blocking_pids gives 0 for prepared transactions; those that hold any lock in
 // this database are named then.
 const selectBlockers = `
-SELECT a.pid, coalesce(a.application_name, ''), coalesce(a.usename::text, ''), coalesce(a.state, a.backend_type, ''),
+SELECT a.pid, coalesce(a.application_name, ''), coalesce(a.usename::text, ''), coalesce(a.state, ''),
        extract(epoch FROM coalesce(clock_timestamp() - coalesce(a.xact_start, a.query_start), interval '0'))::float8, left(coalesce(a.query, ''), 200)
 FROM unnest(pg_catalog.pg_blocking_pids($1::int)) b(pid) JOIN pg_catalog.pg_stat_activity a ON a.pid = b.pid
 UNION ALL

@@ -11,10 +11,11 @@ import (
 )
 
 const (
-	// followLockTimeout bounds the wait for locks at a shard; an autovacuum gives way after about 1 s.
-	followLockTimeout = 5 * time.Second
+	// followLockTimeout bounds the wait for locks at a shard. An autovacuum gives way after deadlock_timeout, 1 s by
+	// default; whoever holds on longer is looked at.
+	followLockTimeout = 1500 * time.Millisecond
 	// followTries bounds the rounds against deadlocks and dead coordinators.
-	followTries = 4
+	followTries = 6
 	// shardIdle ends a prelocked shard session whose coordinator vanished. It blocks no writer, only vacuum and rivals.
 	shardIdle = 2 * time.Minute
 )

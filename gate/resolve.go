@@ -17,6 +17,8 @@ const (
 	resolvePatience = 1500 * time.Millisecond
 	// resolveTries bounds the rounds of ending holders: a rival may come again and again.
 	resolveTries = 5
+	// resolver names the sessions of resolvers: they hold the gate for a moment only and do not end each other.
+	resolver = "resolve"
 )
 
 // Resolve ends the doubt about the attempt that began at epoch e and returns the decided state. It moves the gate from e
@@ -24,23 +26,33 @@ const (
 // what it says is committed. It waits for whoever holds the row and, after a bound, terminates them. It may be called
 // any number of times, by rivals too; an error means that the doubt remains and the shards must stay closed.
 func Resolve(ctx context.Context, source tenant.DSN, e int64) (State, error) {
-	conn, err := connect(ctx, source, "resolve")
-	if err != nil {
-		return State{}, fmt.Errorf("resolve the outcome: %w", err)
-	}
-	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
 	for try := 1; ; try++ {
-		s, err := resolveOnce(ctx, conn, e)
+		s, err := resolveBySession(ctx, source, e)
 		if err == nil {
 			return s, nil
 		}
-		if !hasCode(err, "55P03") || try == resolveTries {
-			return State{}, fmt.Errorf("resolve the outcome: %w", err)
-		}
-		if err := endHolders(ctx, conn); err != nil {
+		// A session that was lost may have been ended by a rival; the gate is still the one to ask.
+		if !hasCode(err, "55P03", "57P01", "25P03", "40001") || try == resolveTries || ctx.Err() != nil {
 			return State{}, fmt.Errorf("resolve the outcome: %w", err)
 		}
 	}
+}
+
+// resolveBySession tries once, by a session of its own. If it had to wait too long it ends who holds the gate and
+// returns the error of the wait.
+func resolveBySession(ctx context.Context, source tenant.DSN, e int64) (State, error) {
+	conn, err := connect(ctx, source, resolver)
+	if err != nil {
+		return State{}, err
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	s, err := resolveOnce(ctx, conn, e)
+	if hasCode(err, "55P03") {
+		if err := endHolders(ctx, conn); err != nil {
+			return State{}, err
+		}
+	}
+	return s, err
 }
 
 func resolveOnce(ctx context.Context, conn *pgx.Conn, e int64) (State, error) {
@@ -49,8 +61,10 @@ func resolveOnce(ctx context.Context, conn *pgx.Conn, e int64) (State, error) {
 		if err := commitDurably(ctx, tx); err != nil {
 			return err
 		}
-		if err := setLocal(ctx, tx, "lock_timeout", resolvePatience); err != nil {
-			return err
+		for _, timeout := range []string{"lock_timeout", "idle_in_transaction_session_timeout"} {
+			if err := setLocal(ctx, tx, timeout, resolvePatience); err != nil {
+				return err
+			}
 		}
 		if _, err := tx.Exec(ctx, `UPDATE rehome.gate SET epoch = $1 + 2, changed_at = clock_timestamp() WHERE epoch = $1`, e); err != nil {
 			return err
@@ -70,14 +84,14 @@ func resolveOnce(ctx context.Context, conn *pgx.Conn, e int64) (State, error) {
 	return s, nil
 }
 
-// endHolders terminates the sessions that have changed the gate row and not ended their transaction. Only the gate's
-// owner changes it, so they are our own.
+// endHolders terminates the sessions that have changed the gate row and not ended their transaction, but for other
+// resolvers. Only the gate's owner changes it, so they are our own.
 func endHolders(ctx context.Context, conn *pgx.Conn) error {
 	rows, err := conn.Query(ctx, `SELECT pid, pg_terminate_backend(pid) FROM (
 		SELECT DISTINCT l.pid FROM pg_catalog.pg_locks l
 		WHERE l.locktype = 'relation' AND l.relation = 'rehome.gate'::regclass AND l.mode = 'RowExclusiveLock' AND l.granted
 		  AND l.database = (SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database())
-		  AND l.pid <> pg_backend_pid()) h`)
+		  AND NOT EXISTS (SELECT FROM pg_catalog.pg_stat_activity a WHERE a.pid = l.pid AND a.application_name = $1)) h`, AppName+" "+resolver)
 	if err != nil {
 		return fmt.Errorf("end who holds the gate: %w", err)
 	}
