@@ -3,7 +3,7 @@
 
 -- +goose Up
 CREATE TABLE rehome_control.installations (
-    only          boolean PRIMARY KEY DEFAULT true CHECK (only),
+    singleton     boolean PRIMARY KEY DEFAULT true CHECK (singleton),
     id            text NOT NULL,                  -- short random name; part of NATS subjects
     base_url      text NOT NULL,
     admin_email   text NOT NULL DEFAULT '',

@@ -17,6 +17,9 @@ import (
 // drainLock is the advisory lock of who drains: "rehome" and a number, in hexadecimal.
 const drainLock = int64(0x7265686f6d650001)
 
+// headerRoom is what a message's headers may take of the server's limit, in bytes.
+const headerRoom = 1 << 10
+
 // drainer publishes over one connection to NATS.
 type drainer struct {
 	p    *Publisher
@@ -130,6 +133,7 @@ func (d *drainer) refillIfNeeded(ctx context.Context, db progress.DB) error {
 	if d.last != 0 && info.State.LastSeq >= d.last {
 		return nil
 	}
+	d.last = 0
 	within := min(refillWindow, info.Config.Duplicates/2) // an owner's stream may recognise duplicates for less
 	after := int64(0)
 	for {
@@ -175,6 +179,13 @@ func (d *drainer) send(ctx context.Context, e progress.Event) error {
 	body, err := json.Marshal(e)
 	if err != nil {
 		return fmt.Errorf("marshal event %s: %w", e.ID, err)
+	}
+	if limit := d.js.Conn().MaxPayload() - headerRoom; int64(len(body)) > limit { // or it would stop all that follow
+		d.p.cfg.Logger.WarnContext(ctx, "event is too large for the message server and goes without its data", "event_id", e.ID, "bytes", len(body), "limit", limit)
+		e.Data = json.RawMessage(`{"omitted":"too large for the message server; the API has it"}`)
+		if body, err = json.Marshal(e); err != nil {
+			return fmt.Errorf("marshal event %s: %w", e.ID, err)
+		}
 	}
 	msg := nats.NewMsg(e.Subject)
 	msg.Data = body
