@@ -1,0 +1,96 @@
+package cli
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+)
+
+// Env is everything that a run of the command line takes from outside. A zero Env reads nothing and prints nothing, and
+// has an empty environment; Main fills it from the process.
+type Env struct {
+	Args    []string // without the program's name
+	Stdin   io.Reader
+	Stdout  io.Writer
+	Stderr  io.Writer
+	Environ []string // NAME=value
+	Dir     string   // working directory: rehome.json and rehome.key are looked for here and above
+
+	StdinTerminal  bool // a person answers: codes and confirmations are asked for
+	StdoutTerminal bool // plots and colours
+	StderrTerminal bool // progress bars and colours
+	Width          int  // columns of the terminal; 0: 80
+
+	HTTP *http.Client     // default: a client of its own; its redirect policy is replaced
+	Now  func() time.Time // default time.Now
+	// Commands adds commands of other packages, as demo; they get what the run was given.
+	Commands []func(*App) *cobra.Command
+}
+
+// Main runs the process' command line and returns its exit code. An interrupt ends what is watched, not what was begun;
+// a second one ends the process at once.
+func Main(commands ...func(*App) *cobra.Command) int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop)
+	dir, err := os.Getwd()
+	if err != nil {
+		dir = "."
+	}
+	env := Env{Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr, Environ: os.Environ(), Dir: dir, Commands: commands}
+	env.StdinTerminal = term.IsTerminal(int(os.Stdin.Fd()))
+	env.StdoutTerminal = term.IsTerminal(int(os.Stdout.Fd()))
+	env.StderrTerminal = term.IsTerminal(int(os.Stderr.Fd()))
+	if w, _, err := term.GetSize(int(os.Stderr.Fd())); err == nil {
+		env.Width = w
+	}
+	return Run(ctx, env)
+}
+
+func (e Env) withDefaults() Env {
+	if e.Stdin == nil {
+		e.Stdin = eofReader{}
+	}
+	if e.Stdout == nil {
+		e.Stdout = io.Discard
+	}
+	if e.Stderr == nil {
+		e.Stderr = io.Discard
+	}
+	if e.Dir == "" {
+		e.Dir = "."
+	}
+	if e.Width <= 0 {
+		e.Width = 80
+	}
+	if e.HTTP == nil {
+		e.HTTP = &http.Client{}
+	}
+	if e.Now == nil {
+		e.Now = time.Now
+	}
+	return e
+}
+
+// Getenv returns the last value of an environment variable, or "".
+func (e Env) Getenv(name string) string {
+	value := ""
+	for _, kv := range e.Environ {
+		if k, v, ok := strings.Cut(kv, "="); ok && k == name {
+			value = v
+		}
+	}
+	return value
+}
+
+type eofReader struct{}
+
+func (eofReader) Read([]byte) (int, error) { return 0, io.EOF }

@@ -1,0 +1,224 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rehomedb/rehome/cmd/internal/client"
+	"github.com/rehomedb/rehome/cmd/internal/output"
+	"github.com/rehomedb/rehome/tenant"
+)
+
+type progressOptions struct {
+	whichOptions
+	watch bool
+	until string
+	after string
+}
+
+func newProgressCommand(a *App) *cobra.Command {
+	o := progressOptions{whichOptions: whichOptions{ended: true}}
+	cmd := &cobra.Command{
+		Use: "replication-progress [ID]", Short: "Show how far a replication is: rows, rate, what is left, lag, what blocks",
+		Long: "Show how far a replication is. With --watch it goes on until the replication has ended, --until is reached or Ctrl-C, which ends the watching\n" +
+			"only. With --watch -o json it prints the replication's events, one a line, from the first on or after --after.",
+		Args: rangeArgs(0, "ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o.args(args)
+			return runProgress(cmd.Context(), a, o)
+		},
+	}
+	f := cmd.Flags()
+	o.flags(f)
+	f.BoolVarP(&o.watch, "watch", "w", false, "go on showing it")
+	f.StringVar(&o.until, "until", "", "watch until this phase, for example in_sync")
+	f.StringVar(&o.after, "after", "", "with --watch -o json: only events after this sequence number")
+	return cmd
+}
+
+func runProgress(ctx context.Context, a *App, o progressOptions) error {
+	if o.until != "" {
+		o.watch = true
+		if !slices.Contains(tenant.Phases, tenant.Phase(o.until)) {
+			names := make([]string, len(tenant.Phases))
+			for i, p := range tenant.Phases {
+				names[i] = string(p)
+			}
+			return usage("bad-phase", "write one of "+strings.Join(names, ", "), "there is no phase %q", o.until)
+		}
+	}
+	t, r, err := o.find(ctx, a)
+	if err != nil {
+		return err
+	}
+	goesOn := fmt.Sprintf("replication %s goes on; look again with rehome replication-progress", r.ID)
+	switch {
+	case !o.watch:
+		p, err := t.Progress(ctx, r.ID)
+		if err != nil {
+			return err
+		}
+		return a.Print.Answer(p, func() { a.printProgress(p) })
+	case a.Print.JSON:
+		return interrupted(ctx, a.followProgress(ctx, t, r.ID, o), goesOn)
+	}
+	return interrupted(ctx, a.watchProgress(ctx, t, r.ID, o.until), goesOn)
+}
+
+// printProgress is the picture of one moment.
+func (a *App) printProgress(p tenant.Progress) {
+	a.Print.Textf("%s", a.Print.Paint(output.Bold, phaseText(p)))
+	if p.Remedy != "" {
+		a.Print.Textf("remedy: %s", p.Remedy)
+	}
+	if p.Blocked != "" {
+		a.Print.Textf("%s %s", a.Print.Paint(output.Yellow, "blocked by:"), p.Blocked)
+	}
+	if len(p.Tables) > 0 {
+		rows := make([][]string, len(p.Tables))
+		for i, t := range p.Tables {
+			rows[i] = []string{t.Table, t.State, output.Count(t.RowsDone), output.Count(max(t.RowsTotal, t.RowsDone)), output.Bytes(float64(t.BytesDone))}
+		}
+		a.Print.Table([]string{"table", "state", ">rows", ">of", ">copied"}, rows)
+	}
+	if len(p.Shards) > 0 {
+		rows := make([][]string, len(p.Shards))
+		for i, s := range p.Shards {
+			rows[i] = []string{s.Shard, s.LSN.String(), s.Durable.String()}
+		}
+		a.Print.Table([]string{"shard", "applied to", "durable to"}, rows)
+	}
+	if p.SourceLSN != 0 {
+		a.Print.Textf("source at %s, slot holds %s of WAL; %s transactions with %s rows applied", p.SourceLSN, output.Bytes(float64(p.SlotWAL)),
+			output.Count(p.AppliedTxns), output.Count(p.AppliedRows))
+	}
+}
+
+// reached says whether watching ends at this phase, and whether that is a failure.
+func reached(phase tenant.Phase, until, reason, remedy string) (bool, error) {
+	switch {
+	case until == "" && phase.Terminal(), until != "" && phase == tenant.Phase(until):
+		return true, nil
+	case until == "":
+		return false, nil
+	case phase.Terminal():
+		return true, tenant.Errorf(tenant.KindConflict, "not-reached", "", "the replication is %s and will not be %s", phase, until)
+	case phase == tenant.Paused:
+		if reason == "" {
+			reason = "no reason was given"
+		}
+		return true, tenant.Errorf(tenant.KindConflict, "paused", remedy, "the replication is paused: %s", reason)
+	}
+	return false, nil
+}
+
+// watchProgress shows progress for people until it ends.
+func (a *App) watchProgress(ctx context.Context, t target, id, until string) error {
+	var v progressView = &plainProgress{a: a}
+	if a.StdoutTerminal && !a.Print.Quiet {
+		v = newLiveProgress(ctx, a)
+	}
+	err := pollProgress(ctx, a, t, id, until, v)
+	v.close()
+	return err
+}
+
+// progressView shows successive states.
+type progressView interface {
+	show(p tenant.Progress)
+	close()
+}
+
+func pollProgress(ctx context.Context, a *App, t target, id, until string, v progressView) error {
+	tick := time.NewTicker(pollEvery)
+	defer tick.Stop()
+	for {
+		p, err := t.Progress(ctx, id)
+		switch {
+		case err == nil:
+			v.show(p)
+			if end, err := reached(p.Phase, until, p.Reason, p.Remedy); end {
+				return err
+			}
+		case ctx.Err() != nil:
+			return err
+		case tenant.AsError(err).Kind != tenant.KindUnavailable:
+			return err
+		default:
+			// A server that restarts does not end the watching; the replication goes on with any server.
+			a.Print.Notef("%s", err)
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-tick.C:
+		}
+	}
+}
+
+// plainProgress prints a line when something changes in kind, and else now and then.
+type plainProgress struct {
+	a       *App
+	phase   tenant.Phase
+	blocked string
+	text    string
+	at      time.Time
+}
+
+func (v *plainProgress) show(p tenant.Progress) {
+	text := phaseText(p)
+	if p.Phase == v.phase && p.Blocked == v.blocked && (text == v.text || time.Since(v.at) < lineEvery) {
+		return
+	}
+	v.phase, v.blocked, v.text, v.at = p.Phase, p.Blocked, text, time.Now()
+	v.a.Print.Textf("%s", text)
+	if p.Blocked != "" {
+		v.a.Print.Textf("blocked by: %s", p.Blocked)
+	}
+	if p.Remedy != "" {
+		v.a.Print.Textf("remedy: %s", p.Remedy)
+	}
+}
+
+func (v *plainProgress) close() {}
+
+// followProgress prints the replication's events as they are, one a line.
+func (a *App) followProgress(ctx context.Context, t target, id string, o progressOptions) error {
+	return t.ReplicationEvents(ctx, id, o.after, func(e client.Event) error {
+		if err := a.Print.Line(e.Data); err != nil {
+			return err
+		}
+		phase, reason, remedy := phaseOf(e.Data)
+		if end, err := reached(phase, o.until, reason, remedy); end {
+			if err != nil {
+				return err
+			}
+			return client.Stop()
+		}
+		return nil
+	})
+}
+
+// phaseOf finds the phase in an event's data: of progress, or of a change of state.
+func phaseOf(event json.RawMessage) (phase tenant.Phase, reason, remedy string) {
+	var e struct {
+		Data struct {
+			tenant.State
+			Nested tenant.State `json:"state"`
+		} `json:"data"`
+	}
+	if json.Unmarshal(event, &e) != nil {
+		return "", "", "" // its data is of another shape and tells no phase
+	}
+	s := e.Data.State
+	if s.Phase == "" {
+		s = e.Data.Nested
+	}
+	return s.Phase, s.Reason, s.Remedy
+}

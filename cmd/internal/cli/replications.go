@@ -1,0 +1,222 @@
+package cli
+
+import (
+	"context"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/rehomedb/rehome/cmd/internal/output"
+	"github.com/rehomedb/rehome/server/api"
+	"github.com/rehomedb/rehome/tenant"
+)
+
+// whichOptions name a replication: by id, by its database, or as the only one that is not finished.
+type whichOptions struct {
+	id, db string
+	ended  bool // a finished one will do
+}
+
+func (o *whichOptions) flags(f *pflag.FlagSet) {
+	f.StringVar(&o.db, "db", "", "the database of the replication, by name or URL")
+}
+
+func (o *whichOptions) args(args []string) {
+	if len(args) > 0 {
+		o.id = args[0]
+	}
+}
+
+func (o whichOptions) find(ctx context.Context, a *App) (target, api.Replication, error) {
+	var t target
+	var err error
+	if o.db != "" {
+		t, err = a.ConnectDatabase(o.db)
+	} else {
+		t.Client, err = a.Connect()
+	}
+	if err != nil {
+		return t, api.Replication{}, err
+	}
+	if o.id != "" {
+		r, err := t.Replication(ctx, o.id)
+		if err == nil && o.db != "" && r.Database != t.database {
+			err = tenant.Errorf(tenant.KindNotFound, "no-replication", "see rehome replications", "replication %s does not belong to database %s", r.ID, t.database)
+		}
+		t.database = r.Database
+		return t, r, err
+	}
+	all, err := t.Replications(ctx)
+	if err != nil {
+		return t, api.Replication{}, err
+	}
+	var active, ended []api.Replication
+	for _, r := range all {
+		switch {
+		case t.database != "" && r.Database != t.database:
+		case r.State.Phase.Terminal():
+			ended = append(ended, r)
+		default:
+			active = append(active, r)
+		}
+	}
+	// The list is sorted by age, so the first that ended is the latest.
+	if len(active) == 0 && o.ended && len(ended) > 0 {
+		active = ended[:1]
+	}
+	switch len(active) {
+	case 0:
+		return t, api.Replication{}, tenant.Errorf(tenant.KindNotFound, "no-replication", "see rehome replications; rehome start-replication starts one", "there is no replication at work")
+	case 1:
+		t.database = active[0].Database
+		return t, active[0], nil
+	}
+	ids := make([]string, len(active))
+	for i, r := range active {
+		ids[i] = r.ID + " (" + r.Database + ")"
+	}
+	return t, api.Replication{}, usage("which-replication", "name one: "+strings.Join(ids, ", "), "%d replications are at work", len(active))
+}
+
+func newReplicationsCommand(a *App) *cobra.Command {
+	var db string
+	cmd := &cobra.Command{
+		Use: "replications", Short: "List the replications", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return runReplications(cmd.Context(), a, db) },
+	}
+	cmd.Flags().StringVar(&db, "db", "", "of this database only, by name or URL")
+	return cmd
+}
+
+func runReplications(ctx context.Context, a *App, db string) error {
+	var t target
+	var err error
+	if db != "" {
+		t, err = a.ConnectDatabase(db)
+	} else {
+		t.Client, err = a.Connect()
+	}
+	if err != nil {
+		return err
+	}
+	all, err := t.Replications(ctx)
+	if err != nil {
+		return err
+	}
+	shown := []api.Replication{}
+	for _, r := range all {
+		if t.database == "" || r.Database == t.database {
+			shown = append(shown, r)
+		}
+	}
+	return a.Print.Answer(shown, func() {
+		if len(shown) == 0 {
+			a.Print.Notef("no replications yet")
+			return
+		}
+		rows := make([][]string, len(shown))
+		for i, r := range shown {
+			how := string(r.State.Phase)
+			if r.Progress != nil && r.State.Phase == r.Progress.Phase {
+				how = phaseText(*r.Progress)
+			}
+			if r.State.Phase == tenant.Paused {
+				how = "paused: " + r.State.Reason
+			}
+			rows[i] = []string{r.ID, r.Database, r.From, how, output.When(r.CreatedAt)}
+		}
+		a.Print.Table([]string{"id", "database", "from", "state", "started"}, rows)
+	})
+}
+
+// verb is a request to a replication's worker.
+type verb struct {
+	name, path, short, said, question string
+}
+
+func pauseVerb() verb {
+	return verb{name: "pause-replication", path: "pause", short: "Stop copying and applying; slot and positions stay", said: "paused"}
+}
+
+func resumeVerb() verb {
+	return verb{name: "resume-replication", path: "resume", short: "Go on after a pause", said: "resumed"}
+}
+
+func cancelVerb() verb {
+	return verb{
+		name: "cancel-replication", path: "cancel", short: "End a replication and leave the source as it was", said: "cancelled",
+		question: "Cancel replication %s? Slot, publication and all that was made at the source are dropped; what was copied counts no more.",
+	}
+}
+
+func completeVerb() verb {
+	return verb{
+		name: "complete", path: "complete", short: "Close the way back and drop what the move made on both sides", said: "completed",
+		question: "Complete replication %s? There is no way back afterwards, and all that was made at the source is dropped.",
+	}
+}
+
+type askOptions struct {
+	whichOptions
+	verb    verb
+	request api.CommandRequest
+	yes     bool
+}
+
+func newAskCommand(a *App, v verb) *cobra.Command {
+	o := askOptions{verb: v}
+	cmd := &cobra.Command{
+		Use: v.name + " [ID]", Short: v.short, Args: rangeArgs(0, "ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o.args(args)
+			return runAsk(cmd.Context(), a, o)
+		},
+	}
+	o.flags(cmd.Flags())
+	if v.path == "pause" {
+		cmd.Flags().StringVar(&o.request.Reason, "reason", "", "why, for those who look later")
+	}
+	if v.question != "" {
+		cmd.Flags().BoolVarP(&o.yes, "yes", "y", false, "do not ask")
+	}
+	return cmd
+}
+
+func newCompleteCommand(a *App) *cobra.Command {
+	o := askOptions{verb: completeVerb()}
+	cmd := &cobra.Command{
+		Use: "complete [ID]", Short: o.verb.short, Args: rangeArgs(0, "ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o.args(args)
+			return runAsk(cmd.Context(), a, o)
+		},
+	}
+	o.flags(cmd.Flags())
+	cmd.Flags().BoolVar(&o.request.DropFence, "drop-fence", false, "also let the old side accept writes again")
+	cmd.Flags().BoolVarP(&o.yes, "yes", "y", false, "do not ask")
+	return cmd
+}
+
+func runAsk(ctx context.Context, a *App, o askOptions) error {
+	if o.verb.question != "" && !o.yes && !a.StdinTerminal {
+		return a.confirm(ctx, false, "%s needs a confirmation.", o.verb.name)
+	}
+	t, r, err := o.find(ctx, a)
+	if err != nil {
+		return err
+	}
+	if o.verb.question != "" {
+		if err := a.confirm(ctx, o.yes, o.verb.question, r.ID); err != nil {
+			return err
+		}
+	}
+	cmd, err := t.Ask(ctx, r.ID, o.verb.path, o.request)
+	if err != nil {
+		return err
+	}
+	if cmd, err = a.waitCommand(ctx, t, cmd, r.ID); err != nil {
+		return err
+	}
+	return a.Print.Answer(cmd, func() { a.Print.Textf("replication %s %s", r.ID, o.verb.said) })
+}
