@@ -40,7 +40,8 @@ type Config struct {
 	Key     int    // field that holds the realm; -1: every row goes to every target
 	KeyType uint32 // OID of the realm key's type, below any domain: int2, int4, int8, uuid, text, varchar, bpchar
 	Targets int
-	// Route gives the target of a realm's UTF-8 text, which is valid during the call only. Not needed for one target.
+	// Route gives the target of a realm's UTF-8 text, which is valid during the call only; always the same one for the same
+	// realm. Not needed for one target.
 	Route func(realm []byte) int
 	// Flush takes a full buffer for a target and gives an empty one (nil: allocate).
 	Flush    func(target int, full []byte) (empty []byte, err error)
@@ -79,6 +80,8 @@ type dealer struct {
 	published int64 // bytes at the last update of the counters
 	pubRows   int64
 	realm     []byte // scratch for the realm's text
+	last      []byte // the realm routed last: rows of one realm often follow each other, and hashing is most of the cost
+	lastGoes  int    // to this target; -1: none yet
 	err       error
 }
 
@@ -89,7 +92,7 @@ func newDealer(cfg Config) (dealer, error) {
 	if cfg.Key >= 0 && cfg.Targets > 1 && (cfg.Route == nil || !supportedKey(cfg.KeyType)) {
 		return dealer{}, fmt.Errorf("split COPY stream of %s: type %d cannot be a realm key", cfg.Table, cfg.KeyType)
 	}
-	return dealer{cfg: cfg, bufs: make([][]byte, cfg.Targets), perTarget: make([]int64, cfg.Targets)}, nil
+	return dealer{cfg: cfg, bufs: make([][]byte, cfg.Targets), perTarget: make([]int64, cfg.Targets), lastGoes: -1}, nil
 }
 
 // Rows is the number of rows so far.
@@ -111,10 +114,14 @@ func (d *dealer) target(realm []byte) (int, error) {
 	if d.cfg.KeyType == oidBpchar {
 		realm = bytes.TrimRight(realm, " ") // as bpchar::text does
 	}
+	if d.lastGoes >= 0 && bytes.Equal(realm, d.last) {
+		return d.lastGoes, nil
+	}
 	t := d.cfg.Route(realm)
 	if t < 0 || t >= d.cfg.Targets {
 		return 0, fmt.Errorf("table %s: realm %q has no shard", d.cfg.Table, realm)
 	}
+	d.last, d.lastGoes = append(d.last[:0], realm...), t
 	return t, nil
 }
 
