@@ -138,7 +138,7 @@ func TestResolveEndsWhoeverHoldsTheGate(t *testing.T) {
 // A COMMIT is under way while others resolve the same attempt: one outcome, and everybody learns the same.
 func TestLateCommitRacesResolve(t *testing.T) {
 	t.Parallel()
-	const rounds = 60
+	const rounds = 40
 	s := installed(t)
 	ctx := t.Context()
 	outcomes := map[gate.Side]int{}
