@@ -3,15 +3,27 @@ package server
 import (
 	"context"
 	"crypto/ed25519"
+	"errors"
+	"fmt"
 	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/riverqueue/river"
 
 	"github.com/rehomedb/rehome/internal/seal"
+	"github.com/rehomedb/rehome/otp"
 	"github.com/rehomedb/rehome/progress"
+	"github.com/rehomedb/rehome/progress/natspub"
 	"github.com/rehomedb/rehome/redirect"
+	"github.com/rehomedb/rehome/server/config"
 	"github.com/rehomedb/rehome/shard"
+	"github.com/rehomedb/rehome/tenant"
 )
 
 // Worker does the replications' work; package server/supervisor has it. Run blocks until ctx ends.
@@ -46,4 +58,141 @@ type Installation struct {
 	AdminEmail string
 	PublicKey  ed25519.PublicKey
 	PrivateKey ed25519.PrivateKey // signs certificates
+}
+
+// publisher is what the server needs of progress/natspub.
+type publisher interface {
+	Run(ctx context.Context) error
+	Up() bool
+	Describe() string
+}
+
+// Server is one server of an installation. Make it with New, run it once with Run.
+type Server struct {
+	cfg          config.Config
+	name         string
+	log          *slog.Logger
+	pool         *pgxpool.Pool
+	box          *seal.Box
+	installation Installation
+	catalogue    *shard.Catalogue
+	events       *progress.Log
+	news         publisher
+	gateway      *redirect.Gateway
+	otp          *otp.Service
+	jobs         *river.Client[pgx.Tx]
+	worker       Worker
+	metrics      *metrics
+	failures     *failures
+	listener     net.Listener
+
+	drainOnce sync.Once
+	draining  chan struct{} // closed when a stop begins; ends streams and long polls
+}
+
+// New connects to the control database, brings it up to date, makes the parts and binds the address; requests are
+// answered from Run on. On an error nothing stays open. Errors are *tenant.Error where a person can do something.
+func New(ctx context.Context, cfg config.Config, deps Deps) (_ *Server, err error) {
+	cfg = cfg.WithDefaults()
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	s := &Server{cfg: cfg, log: deps.Logger, draining: make(chan struct{}), failures: newFailures(cfg.Now)}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	defer func() {
+		if err != nil {
+			s.Close()
+		}
+	}()
+	if s.name = cfg.ServerName; s.name == "" {
+		host, _ := os.Hostname() // an empty name is still made unique
+		s.name = host + "-" + newID()[:6]
+	}
+	if s.box, err = seal.New(cfg.Secret); err != nil {
+		return nil, err
+	}
+	if s.pool, err = connect(ctx, cfg); err != nil {
+		return nil, err
+	}
+	if _, err = migrate(ctx, s.pool, s.log); err != nil {
+		return nil, err
+	}
+	if s.installation, _, err = ensureInstallation(ctx, s.pool, s.box, cfg.URL); err != nil {
+		return nil, err
+	}
+	if err = s.makeParts(ctx, deps); err != nil {
+		return nil, err
+	}
+	if s.listener, err = (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.Listen); err != nil {
+		return nil, &tenant.Error{Kind: tenant.KindUnavailable, Code: "cannot-listen", Message: "cannot listen on " + cfg.Listen, Hint: "set REHOME_LISTEN to a free address", Err: err}
+	}
+	return s, nil
+}
+
+func (s *Server) makeParts(ctx context.Context, deps Deps) (err error) {
+	s.catalogue = shard.New(s.pool, s.box, s.log, shard.WithNow(s.cfg.Now))
+	s.events = progress.NewLog(s.pool, s.installation.ID, s.installation.BaseURL, progress.WithLogger(s.log), progress.WithClock(s.cfg.Now))
+	news, err := natspub.New(natspub.Config{URL: s.cfg.NATSURL, StoreDir: s.cfg.NATSStore, Pool: s.pool, Log: s.events, Logger: s.log})
+	if err != nil {
+		return fmt.Errorf("make the publisher of news: %w", err)
+	}
+	s.news = news
+	s.gateway = redirect.New(redirect.Config{Pool: s.pool, Now: s.cfg.Now, Logger: s.log, Server: s.name, UsageStats: s.cfg.UsageStats == "enabled"})
+	s.otp = otp.New(otp.Config{Pool: s.pool, Seal: s.box, Channel: s.channel, Now: s.cfg.Now, Logger: s.log, Audit: s.auditOTP, Issuer: "Rehome"})
+	if s.jobs, err = s.newJobs(); err != nil {
+		return err
+	}
+	s.metrics = newMetrics(s.pool, s.news.Up, s.gateway.Collectors()...)
+	if deps.NewWorker != nil {
+		s.worker, err = deps.NewWorker(Parts{Pool: s.pool, Seal: s.box, Catalogue: s.catalogue, Log: s.events, Gateway: s.gateway,
+			Installation: s.installation, Server: s.name, Now: s.cfg.Now, Logger: s.log})
+		if err != nil {
+			return fmt.Errorf("make the replications' worker: %w", err)
+		}
+	}
+	return nil
+}
+
+// Addr is the address that the server is bound to.
+func (s *Server) Addr() net.Addr { return s.listener.Addr() }
+
+// Installation is the identity of the installation that the server belongs to.
+func (s *Server) Installation() Installation { return s.installation }
+
+// Close lets go of what New took. Run does it at its end; it is for a server that is never run.
+func (s *Server) Close() {
+	if s.listener != nil {
+		if err := s.listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			s.log.Warn("close the listener", "error", err)
+		}
+	}
+	if s.pool != nil {
+		s.pool.Close()
+	}
+}
+
+func (s *Server) isDraining() bool {
+	select {
+	case <-s.draining:
+		return true
+	default:
+		return false
+	}
+}
+
+func (s *Server) beginDrain() { s.drainOnce.Do(func() { close(s.draining) }) }
+
+func (s *Server) httpServer(ctx context.Context) *http.Server {
+	return &http.Server{
+		Handler:           s.handler(),
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+		ConnContext:       s.gateway.ConnContext,
+		ConnState:         s.gateway.ConnState,
+		ReadHeaderTimeout: readHeaderTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeader,
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+	}
 }

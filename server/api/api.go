@@ -66,6 +66,7 @@ type Problem struct {
 	Kind     string           `json:"kind"` // tenant.Kind's name; gives the exit code
 	Hint     string           `json:"hint,omitempty"`
 	Findings []tenant.Finding `json:"findings,omitempty"`
+	Request  string           `json:"request_id,omitempty"` // names the request in the server's log
 }
 
 // Installation describes the server that answers.

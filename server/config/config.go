@@ -21,6 +21,10 @@ const (
 	DefaultDrainTimeout = 20 * time.Second
 	// DefaultMaxConnections bounds the pool to the control database: jobs, listeners and requests together.
 	DefaultMaxConnections = 20
+	// DefaultDeleteGrace is how long a deleted database's data stays.
+	DefaultDeleteGrace = 30 * 24 * time.Hour
+	// DefaultTombstone is how long a deleted database's redirect lives on: six months.
+	DefaultTombstone = 183 * 24 * time.Hour
 )
 
 // Config is what a server is started with. The tags name the settings; see doc.go for where they come from.
@@ -50,6 +54,10 @@ type Config struct {
 	DrainTimeout time.Duration `koanf:"drain_timeout"`
 	// MaxConnections bounds the pool to the control database.
 	MaxConnections int `koanf:"max_connections"`
+	// DeleteGrace is how long a deleted database can be undeleted; then its data is destroyed.
+	DeleteGrace time.Duration `koanf:"delete_grace"`
+	// Tombstone is how long the redirect of a deleted database lives on; then it answers 410.
+	Tombstone time.Duration `koanf:"tombstone"`
 
 	// Now is the clock; tests replace it. Nil: time.Now.
 	Now func() time.Time `koanf:"-"`
@@ -78,6 +86,12 @@ func (c Config) WithDefaults() Config {
 	}
 	if c.MaxConnections == 0 {
 		c.MaxConnections = DefaultMaxConnections
+	}
+	if c.DeleteGrace == 0 {
+		c.DeleteGrace = DefaultDeleteGrace
+	}
+	if c.Tombstone == 0 {
+		c.Tombstone = DefaultTombstone
 	}
 	if c.Now == nil {
 		c.Now = time.Now
@@ -113,8 +127,10 @@ func (c Config) Validate() error {
 			return bad("bad-nats-url", "write it as nats://host:4222, or leave it empty for the embedded server", "REHOME_NATS_URL is not a URL")
 		}
 	}
-	if c.DrainTimeout < 0 {
-		return bad("bad-drain-timeout", "write a duration such as 20s", "REHOME_DRAIN_TIMEOUT is negative")
+	for name, d := range map[string]time.Duration{"drain-timeout": c.DrainTimeout, "delete-grace": c.DeleteGrace, "tombstone": c.Tombstone} {
+		if d < 0 {
+			return bad("bad-"+name, "write a duration such as 20s or 720h", "the setting %s is negative", name)
+		}
 	}
 	if c.MaxConnections < minConnections {
 		return bad("bad-max-connections", "leave it out for the default", "REHOME_MAX_CONNECTIONS is %d; the server needs at least %d", c.MaxConnections, minConnections)

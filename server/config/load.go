@@ -43,6 +43,8 @@ func settings() []setting {
 		{"usage_stats", "enabled or disabled (default enabled)", false},
 		{"server_name", "name of this server among those of the installation (default: host name)", false},
 		{"drain_timeout", "how long a stop waits for requests in flight (default " + DefaultDrainTimeout.String() + ")", false},
+		{"delete_grace", "how long a deleted database can be undeleted (default " + DefaultDeleteGrace.String() + ")", false},
+		{"tombstone", "how long the redirect of a deleted database lives on (default " + DefaultTombstone.String() + ")", false},
 		{"max_connections", fmt.Sprintf("bound of the pool to the control database (default %d)", DefaultMaxConnections), false},
 	}
 }
@@ -133,12 +135,16 @@ func decode(k *koanf.Koanf) (Config, error) {
 		Listen: k.String("listen"), PGListen: k.String("pg_listen"), NATSURL: k.String("nats_url"), NATSStore: k.String("nats_store"),
 		EmailURL: tenant.Secret(k.String("email_url")), UsageStats: k.String("usage_stats"), ServerName: k.String("server_name"),
 	}
-	if text := k.String("drain_timeout"); text != "" {
+	for name, field := range map[string]*time.Duration{"drain_timeout": &c.DrainTimeout, "delete_grace": &c.DeleteGrace, "tombstone": &c.Tombstone} {
+		text := k.String(name)
+		if text == "" {
+			continue
+		}
 		d, err := time.ParseDuration(text)
 		if err != nil {
-			return Config{}, bad("bad-drain-timeout", "write a duration such as 20s", "the setting drain_timeout is no duration")
+			return Config{}, bad("bad-"+strings.ReplaceAll(name, "_", "-"), "write a duration such as 20s or 720h", "the setting %s is no duration", name)
 		}
-		c.DrainTimeout = d
+		*field = d
 	}
 	if text := k.String("max_connections"); text != "" {
 		if _, err := fmt.Sscanf(text, "%d", &c.MaxConnections); err != nil {
@@ -192,6 +198,7 @@ func (c Config) Print(w io.Writer) error {
 		"database_url": c.DatabaseURL.String(), "secret": show(c.Secret.Reveal()), "url": c.URL, "listen": c.Listen, "pg_listen": c.PGListen,
 		"nats_url": redactURL(c.NATSURL), "nats_store": c.NATSStore, "email_url": redactURL(c.EmailURL.Reveal()), "usage_stats": c.UsageStats,
 		"server_name": c.ServerName, "drain_timeout": c.DrainTimeout.String(), "max_connections": fmt.Sprint(c.MaxConnections),
+		"delete_grace": c.DeleteGrace.String(), "tombstone": c.Tombstone.String(),
 	}
 	if c.DatabaseURL == "" {
 		values["database_url"] = ""

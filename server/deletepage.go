@@ -1,0 +1,105 @@
+package server
+
+import (
+	"bytes"
+	"html/template"
+	"net/http"
+
+	"github.com/rehomedb/rehome/tenant"
+)
+
+// pageTemplate is the page behind the link of a confirmation e-mail. It loads nothing from elsewhere and runs no script;
+// opening it does nothing, since mail scanners open links.
+const pageTemplate = `<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><meta name="robots" content="noindex">
+<title>{{.Title}}</title></head>
+<body><main>
+<h1>{{.Title}}</h1>
+{{range .Lines}}<p>{{.}}</p>
+{{end}}{{if .Button}}<form method="post"><button type="submit">{{.Button}}</button></form>
+{{end}}</main></body></html>
+`
+
+type page struct {
+	Title  string
+	Lines  []string
+	Button string
+}
+
+func (s *Server) deletePage(w http.ResponseWriter, r *http.Request) {
+	name := r.PathValue("name")
+	c, err := s.peekDelete(r)
+	if err != nil {
+		s.writePage(w, r, err, page{})
+		return
+	}
+	s.writePage(w, r, nil, page{Title: "Delete the database " + name + "?", Button: "Delete " + name, Lines: []string{
+		s.databaseURL(name) + " is then out of reach at once; its redirect lives on.",
+		"Its data is destroyed after " + days(s.cfg.DeleteGrace) + "; until then `rehome undelete` brings it back.",
+		"Asked for by " + c + ".",
+	}})
+}
+
+// peekDelete finds who asked for the deletion that the link confirms. Guessing links counts as guessing keys.
+func (s *Server) peekDelete(r *http.Request) (string, error) {
+	address := requestOf(r.Context()).address
+	if s.failures.exhausted(address) {
+		return "", errTooManyFailures
+	}
+	c, err := s.confirmations().Peek(r.Context(), r.PathValue("name"), r.PathValue("token"))
+	if err != nil && known(err).Kind != tenant.KindInternal {
+		s.failures.count(address)
+	}
+	return c.By, err
+}
+
+func (s *Server) deletePageConfirm(w http.ResponseWriter, r *http.Request) {
+	ctx, rq, name := r.Context(), requestOf(r.Context()), r.PathValue("name")
+	rq.object = name
+	by, err := s.peekDelete(r)
+	if err == nil {
+		rq.principal = &principal{actor: by, client: "link"}
+		_, err = s.confirmations().ConfirmByToken(ctx, name, r.PathValue("token"), rq.address)
+	}
+	lines := []string{"The database is out of reach now."}
+	if err == nil {
+		st, ferr := s.finishDelete(ctx, name)
+		if err = ferr; err == nil {
+			if st.PurgeAfter != nil {
+				lines = append(lines, "Its data is destroyed after "+st.PurgeAfter.UTC().Format("2 January 2006 15:04 MST")+"; until then `rehome undelete` brings it back.")
+			}
+			if st.TombstoneUntil != nil {
+				lines = append(lines, "Its clients are sent to the new address until "+st.TombstoneUntil.UTC().Format("2 January 2006")+".")
+			}
+		}
+	}
+	s.auditRequest(ctx, "confirm-delete", err)
+	s.writePage(w, r, err, page{Title: "Database " + name + " is deleted", Lines: lines})
+}
+
+// writePage answers with HTML that may load nothing, run nothing and be framed nowhere.
+func (s *Server) writePage(w http.ResponseWriter, r *http.Request, err error, p page) {
+	status := http.StatusOK
+	if err != nil {
+		pr := problemOf(err, requestOf(r.Context()).id)
+		s.logProblem(r, pr)
+		challengeHeader(w, pr)
+		status, p = pr.Status, page{Title: "This did not work", Lines: []string{pr.Detail + ".", pr.Hint}}
+	}
+	h := w.Header()
+	h.Set("Content-Type", "text/html; charset=utf-8")
+	h.Set("Content-Security-Policy", "default-src 'none'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'")
+	h.Set("X-Frame-Options", "DENY")
+	h.Set("Referrer-Policy", "no-referrer") // the address holds the token
+	var b bytes.Buffer
+	t, terr := template.New("page").Parse(pageTemplate)
+	if terr == nil {
+		terr = t.Execute(&b, p)
+	}
+	if terr != nil {
+		s.log.ErrorContext(r.Context(), "write the page", "error", terr)
+		status = http.StatusInternalServerError
+	}
+	w.WriteHeader(status)
+	_, _ = w.Write(b.Bytes())
+}

@@ -1,0 +1,266 @@
+package server
+
+import (
+	"context"
+	"crypto/ed25519"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/rehomedb/rehome/gate"
+	"github.com/rehomedb/rehome/otp"
+	"github.com/rehomedb/rehome/progress"
+	"github.com/rehomedb/rehome/server/api"
+	"github.com/rehomedb/rehome/shard"
+	"github.com/rehomedb/rehome/tenant"
+)
+
+type deleteInput struct {
+	Name string `path:"name"`
+	Body api.DeleteRequest
+}
+
+type confirmDeleteInput struct {
+	Name string `path:"name"`
+	Body api.DeleteConfirm
+}
+
+type deleteOutput struct{ Body api.DeleteStatus }
+
+// checkDelete looks at what a deletion would harm: clients that are connected, a move that is not proven, clients that
+// nobody would send to the new side. Each is a finding and can be overridden by its name.
+func (s *Server) checkDelete(ctx context.Context, in api.DeletePlan) (plan, shard.Database, error) {
+	var d shard.Database
+	if err := permitDatabase(ctx, in.Database); err != nil {
+		return plan{}, d, err
+	}
+	d, err := s.catalogue.Database(ctx, in.Database)
+	if err != nil {
+		return plan{}, d, err
+	}
+	if d.State == shard.Deleted || d.State == shard.Purged {
+		return plan{}, d, tenant.Errorf(tenant.KindConflict, "database-deleted", "rehome databases shows until when it can be undeleted", "database %s is %s already", d.Name, d.State)
+	}
+	p, body, err := s.planDelete(in)
+	if err != nil {
+		return plan{}, d, err
+	}
+	if err := s.refuseWhileMoving(ctx, d.Name); err != nil {
+		return plan{}, d, err
+	}
+	var findings []tenant.Finding
+	for _, check := range []func(context.Context, shard.Database, api.DeletePlan) (*tenant.Finding, error){s.checkConnections, s.checkCertificate, s.checkRedirected} {
+		f, err := check(ctx, d, in)
+		if err != nil {
+			return plan{}, d, err
+		}
+		if f != nil {
+			f.Severity, f.Object, f.Acceptable = tenant.Blocking, d.Name, true
+			f.Accepted = slices.Contains(body.Force, f.Code)
+			findings = append(findings, *f)
+		}
+	}
+	if !tenant.Blocks(findings) {
+		return p, d, nil
+	}
+	var names []string
+	for _, f := range findings {
+		if !f.Accepted {
+			names = append(names, f.Code)
+		}
+	}
+	return plan{}, d, &tenant.Error{Kind: tenant.KindRefused, Code: "delete-refused", Message: "database " + d.Name + " is not ready to be deleted: " + strings.Join(names, ", "),
+		Hint: "see the findings; override by name with --force=" + strings.Join(names, ","), Findings: findings}
+}
+
+func (s *Server) refuseWhileMoving(ctx context.Context, database string) error {
+	var id, phase string
+	err := s.pool.QueryRow(ctx, `SELECT id, phase FROM rehome_control.replications WHERE database = $1 AND phase NOT IN ('completed','cancelled')`, database).Scan(&id, &phase)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look for replications: %w", err)
+	}
+	return tenant.Errorf(tenant.KindRefused, "replication-active", "complete or cancel it first", "replication %s of database %s is %s", id, database, phase)
+}
+
+func (s *Server) checkConnections(ctx context.Context, d shard.Database, _ api.DeletePlan) (*tenant.Finding, error) {
+	st, err := s.statsOf(ctx, d)
+	if err != nil {
+		return nil, fmt.Errorf("count the connections: %w", err)
+	}
+	if st.OpenNow == 0 {
+		return nil, nil
+	}
+	return &tenant.Finding{Code: forceConnections, Message: fmt.Sprintf("%d clients are connected", st.OpenNow),
+		Remedy: "see who they are (rehome stats --db " + s.databaseURL(d.Name) + "), and wait until they have moved"}, nil
+}
+
+func (s *Server) checkRedirected(ctx context.Context, d shard.Database, _ api.DeletePlan) (*tenant.Finding, error) {
+	_, err := s.gateway.RedirectOf(ctx, d.Name)
+	var te *tenant.Error
+	if errors.As(err, &te) && te.Kind == tenant.KindNotFound {
+		return &tenant.Finding{Code: forceRedirect, Message: "no redirect is set: clients that come later would find nothing", Remedy: "set one (rehome redirect)"}, nil
+	}
+	return nil, err
+}
+
+// checkCertificate wants proof that the data lives on elsewhere: a certificate whose signature is right and, where this
+// side has a gate of its own, the gate's word that it is the one.
+func (s *Server) checkCertificate(ctx context.Context, d shard.Database, in api.DeletePlan) (*tenant.Finding, error) {
+	finding := func(format string, args ...any) *tenant.Finding {
+		return &tenant.Finding{Code: forceCertificate, Message: fmt.Sprintf(format, args...), Remedy: "fetch the certificate from the new side (GET /v1/replications/ID/certificate) and send it along"}
+	}
+	c := in.Certificate
+	if c == nil {
+		return finding("no certificate of a cutover was given"), nil
+	}
+	if err := VerifyCertificate(*c); err != nil {
+		return finding("the certificate is not good: %s", err), nil
+	}
+	if c.Database != d.Name {
+		return finding("the certificate is of database %s", c.Database), nil
+	}
+	if d.Kind != shard.KindAdopted {
+		return nil, nil
+	}
+	state, err := s.gateOf(ctx, d)
+	switch {
+	case errors.Is(err, gate.ErrNoGate):
+		return finding("the database has no gate: it was never cut over"), nil
+	case err != nil:
+		return nil, err
+	case state.Side != gate.SideTarget:
+		return finding("the gate says that this side writes (epoch %d)", state.Epoch), nil
+	case state.Epoch != c.GateEpoch || (state.Attempt != "" && state.Attempt != c.Attempt):
+		return finding("the certificate is of another cutover (epoch %d) than the gate's (epoch %d)", c.GateEpoch, state.Epoch), nil
+	}
+	return nil, nil
+}
+
+// VerifyCertificate checks a certificate's signature against the public key in it: ed25519 over its JSON without the
+// signature. That the key is the one of the installation that it names, only that installation can tell.
+func VerifyCertificate(c tenant.Certificate) error {
+	signature, err := base64.StdEncoding.DecodeString(c.Signature)
+	if err != nil {
+		return errors.New("its signature cannot be read")
+	}
+	key, err := base64.StdEncoding.DecodeString(c.PublicKey)
+	if err != nil || len(key) != ed25519.PublicKeySize {
+		return errors.New("its public key cannot be read")
+	}
+	c.Signature = ""
+	signed, err := json.Marshal(c)
+	if err != nil {
+		return fmt.Errorf("encode it: %w", err)
+	}
+	if !ed25519.Verify(key, signed, signature) {
+		return errors.New("its signature does not fit")
+	}
+	return nil
+}
+
+// deleteDatabase begins a deletion: after the code, a second mail asks to confirm.
+func (s *Server) deleteDatabase(ctx context.Context, in *deleteInput) (*deleteOutput, error) {
+	if in.Body.Database != "" && in.Body.Database != in.Name {
+		return nil, tenant.Errorf(tenant.KindInvalid, "other-database", "name the same one in path and body", "the body names database %s", in.Body.Database)
+	}
+	in.Body.Database = in.Name
+	p, d, err := s.checkDelete(ctx, in.Body.DeletePlan)
+	if err != nil {
+		return nil, err
+	}
+	note(ctx, "force", orEmpty(in.Body.Force))
+	grant, err := s.approve(ctx, p, in.Body.Approval)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.otp.Use(ctx, s.pool, grant); err != nil {
+		return nil, err
+	}
+	to, err := s.recipient(ctx, d.Name)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := s.catalogue.BeginDelete(ctx, d.Name); err != nil {
+		return nil, err
+	}
+	rq := requestOf(ctx)
+	c, err := s.confirmations().Begin(ctx, otp.ConfirmationRequest{Database: d.Name, Recipient: to, By: rq.actor(), Address: rq.address, Text: p.text, Args: map[string]any{"approved_by": grant.ApprovedBy}})
+	if err != nil {
+		return nil, err
+	}
+	s.tell(ctx, progress.Entry{Database: d.Name, Kind: "database", ID: d.Name, Event: "deletion-begun", Data: map[string]any{"confirm_before": c.ExpiresAt}})
+	return &deleteOutput{Body: api.DeleteStatus{Database: d.Name, State: shard.Deleting, SentTo: c.SentTo, ConfirmBefore: &c.ExpiresAt}}, nil
+}
+
+func (s *Server) confirmations() *otp.Confirmations {
+	return otp.NewConfirmations(s.otp, s.installation.BaseURL)
+}
+
+func (s *Server) confirmDelete(ctx context.Context, in *confirmDeleteInput) (*deleteOutput, error) {
+	if err := permitDatabase(ctx, in.Name); err != nil {
+		return nil, err
+	}
+	rq := requestOf(ctx)
+	if _, err := s.confirmations().ConfirmByCode(ctx, in.Name, in.Body.Code, rq.actor(), rq.address); err != nil {
+		return nil, err
+	}
+	st, err := s.finishDelete(ctx, in.Name)
+	if err != nil {
+		return nil, err
+	}
+	return &deleteOutput{Body: st}, nil
+}
+
+// finishDelete takes the database out of reach. Its redirect becomes a tombstone first: from then on only the purge is
+// left to do, and it is done by whatever server is alive.
+func (s *Server) finishDelete(ctx context.Context, database string) (api.DeleteStatus, error) {
+	ctx = context.WithoutCancel(ctx) // confirmed is confirmed: a client that hangs up does not leave it half done
+	until := s.cfg.Now().Add(s.cfg.Tombstone)
+	st := api.DeleteStatus{Database: database, State: shard.Deleted}
+	err := s.gateway.SetTombstone(ctx, database, until)
+	var te *tenant.Error
+	switch {
+	case err == nil:
+		st.TombstoneUntil = &until
+	case errors.As(err, &te) && te.Kind == tenant.KindNotFound: // deleted without a redirect, by force
+	default:
+		return st, err
+	}
+	d, err := s.catalogue.SoftDelete(ctx, database, s.cfg.DeleteGrace)
+	if err != nil {
+		return st, err
+	}
+	st.State, st.PurgeAfter = d.State, d.PurgeAfter
+	s.reload(ctx)
+	s.tell(ctx, progress.Entry{Database: database, Kind: "database", ID: database, Event: "deleted", Data: map[string]any{"purge_after": d.PurgeAfter, "tombstone_until": st.TombstoneUntil}})
+	return st, nil
+}
+
+// undelete takes a deletion back while the data is there; a redirect stays, without its end.
+func (s *Server) undelete(ctx context.Context, in *namedInput) (*databaseOutput, error) {
+	if err := permitDatabase(ctx, in.Name); err != nil {
+		return nil, err
+	}
+	d, err := s.catalogue.Undelete(ctx, in.Name)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.confirmations().Cancel(ctx, in.Name); err != nil {
+		return nil, err
+	}
+	if err := s.gateway.SetTombstone(ctx, in.Name, time.Time{}); err != nil && known(err).Kind != tenant.KindNotFound {
+		return nil, err
+	}
+	s.reload(ctx)
+	s.tell(ctx, progress.Entry{Database: d.Name, Kind: "database", ID: d.Name, Event: "undeleted", Data: map[string]any{"name": d.Name}})
+	return s.describe(ctx, d)
+}

@@ -1,0 +1,168 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/rehomedb/rehome/tenant"
+)
+
+const (
+	maxIdempotencyKey = 255
+	// idempotencyKept is how long an answer can be asked for again.
+	idempotencyKept = 24 * time.Hour
+	// idempotencyTakeover is when a request without an answer counts as lost with its server. What it may have done is
+	// guarded by its own means: codes are single use, names are unique.
+	idempotencyTakeover = 10 * time.Minute
+	// purposeIdempotency seals kept answers: some of them carry a secret that is shown once.
+	purposeIdempotency = "idempotent-answer"
+)
+
+var (
+	errKeyReused = &tenant.Error{Kind: tenant.KindInvalid, Code: "idempotency-key-reused", Message: "this Idempotency-Key was used for another request",
+		Hint: "use a new key for a new request"}
+	errKeyBusy = &tenant.Error{Kind: tenant.KindConflict, Code: "request-in-progress", Message: "the request with this Idempotency-Key is still being worked on",
+		Hint: "ask again in a moment"}
+	errKeyLong = &tenant.Error{Kind: tenant.KindInvalid, Code: "bad-idempotency-key", Message: "the Idempotency-Key is too long", Hint: "use at most 255 characters"}
+)
+
+// keptAnswer is what a repeated request gets.
+type keptAnswer struct {
+	ContentType string `json:"content_type"`
+	Location    string `json:"location,omitempty"`
+	Body        []byte `json:"body"`
+}
+
+// idempotent answers a repeated POST with the first one's answer.
+func (s *Server) idempotent(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		key := r.Header.Get("Idempotency-Key")
+		rq := requestOf(r.Context())
+		if r.Method != http.MethodPost || key == "" || rq.principal == nil {
+			next.ServeHTTP(w, r)
+			return
+		}
+		if len(key) > maxIdempotencyKey {
+			s.writeProblem(w, r, errKeyLong)
+			return
+		}
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			s.writeProblem(w, r, &tenant.Error{Kind: tenant.KindInvalid, Code: "too-large", Message: "the request's body is too large or incomplete", Err: err})
+			return
+		}
+		mac := hmac.New(sha256.New, s.box.Derive("idempotency"))
+		_, _ = fmt.Fprintf(mac, "%s %s\n", r.Method, r.URL.RequestURI())
+		_, _ = mac.Write(body)
+		status, answer, err := s.claimKey(r.Context(), rq.principal.client, key, mac.Sum(nil))
+		if err != nil {
+			s.writeProblem(w, r, err)
+			return
+		}
+		if answer != nil {
+			w.Header().Set("Content-Type", answer.ContentType)
+			w.Header().Set("Idempotent-Replayed", "true")
+			w.WriteHeader(status)
+			_, _ = w.Write(answer.Body)
+			return
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		rec := &recorder{ResponseWriter: w}
+		defer func() { s.keepAnswer(r.Context(), rq.principal.client, key, rec) }()
+		next.ServeHTTP(rec, r)
+	})
+}
+
+// claimKey takes the key for this request, or finds the answer of an earlier one.
+func (s *Server) claimKey(ctx context.Context, client, key string, hash []byte) (int, *keptAnswer, error) {
+	now := s.cfg.Now()
+	tag, err := s.pool.Exec(ctx, `INSERT INTO rehome_control.idempotency_keys AS k (client, key, request_hash, created_at) VALUES ($1,$2,$3,$4)
+		ON CONFLICT (client, key) DO UPDATE SET created_at = $4, request_hash = $3, status = NULL, response = NULL
+		WHERE k.created_at < $5 OR (k.status IS NULL AND k.request_hash = $3 AND k.created_at < $6)`,
+		client, key, hash, now, now.Add(-idempotencyKept), now.Add(-idempotencyTakeover))
+	if err != nil {
+		return 0, nil, fmt.Errorf("claim the idempotency key: %w", err)
+	}
+	if tag.RowsAffected() == 1 {
+		return 0, nil, nil
+	}
+	var was, sealed []byte
+	var status *int
+	err = s.pool.QueryRow(ctx, `SELECT request_hash, status, response FROM rehome_control.idempotency_keys WHERE client = $1 AND key = $2`, client, key).Scan(&was, &status, &sealed)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return 0, nil, errKeyBusy // given back in this moment
+	case err != nil:
+		return 0, nil, fmt.Errorf("read the idempotency key: %w", err)
+	case !hmac.Equal(was, hash):
+		return 0, nil, errKeyReused
+	case status == nil:
+		return 0, nil, errKeyBusy
+	}
+	plain, err := s.box.Open(purposeIdempotency, sealed)
+	if err != nil {
+		return 0, nil, fmt.Errorf("open the kept answer: %w", err)
+	}
+	var answer keptAnswer
+	if err := json.Unmarshal([]byte(plain), &answer); err != nil {
+		return 0, nil, fmt.Errorf("read the kept answer: %w", err)
+	}
+	return *status, &answer, nil
+}
+
+// keepAnswer keeps what was answered, or gives the key back when asking again makes sense.
+func (s *Server) keepAnswer(ctx context.Context, client, key string, rec *recorder) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), auditTimeout)
+	defer cancel()
+	var err error
+	if rec.status == 0 || rec.status >= http.StatusInternalServerError || rec.status == http.StatusTooManyRequests {
+		_, err = s.pool.Exec(ctx, `DELETE FROM rehome_control.idempotency_keys WHERE client = $1 AND key = $2`, client, key)
+	} else {
+		var plain []byte
+		plain, err = json.Marshal(keptAnswer{ContentType: rec.Header().Get("Content-Type"), Body: rec.body.Bytes()})
+		if err == nil {
+			_, err = s.pool.Exec(ctx, `UPDATE rehome_control.idempotency_keys SET status = $3, response = $4 WHERE client = $1 AND key = $2`,
+				client, key, rec.status, s.box.Seal(purposeIdempotency, string(plain)))
+		}
+	}
+	if err != nil {
+		s.log.WarnContext(ctx, "keep an idempotent answer", "error", err)
+	}
+}
+
+// recorder passes an answer on and keeps a copy.
+type recorder struct {
+	http.ResponseWriter
+	status int
+	body   bytes.Buffer
+}
+
+// WriteHeader implements http.ResponseWriter.
+func (r *recorder) WriteHeader(status int) {
+	if r.status == 0 {
+		r.status = status
+	}
+	r.ResponseWriter.WriteHeader(status)
+}
+
+// Write implements http.ResponseWriter.
+func (r *recorder) Write(b []byte) (int, error) {
+	if r.status == 0 {
+		r.status = http.StatusOK
+	}
+	r.body.Write(b)
+	return r.ResponseWriter.Write(b)
+}
+
+// Unwrap lets http.ResponseController reach the connection.
+func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
