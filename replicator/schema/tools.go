@@ -1,0 +1,105 @@
+package schema
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"time"
+
+	"github.com/rehomedb/rehome/tenant"
+)
+
+// binDirEnv names folders of Postgres binaries to look into first, separated like PATH.
+const binDirEnv = "REHOME_PG_BINDIR"
+
+// binDirs are where packages put Postgres' binaries, as globs. Debian's /usr/bin/pg_dump is a wrapper, found last.
+var binDirs = [...]string{
+	"/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/usr/local/pgsql/bin", "/usr/libexec/postgresql*",
+	"/opt/homebrew/opt/postgresql@*/bin", "/opt/homebrew/opt/libpq/bin", "/usr/local/opt/postgresql@*/bin", "/usr/local/opt/libpq/bin",
+	"/Applications/Postgres.app/Contents/Versions/*/bin",
+}
+
+// newestPgDump is the newest one whose archives are known to be understood; a newer one is taken only where there is none
+// else.
+const newestPgDump = 18
+
+// versionTimeout bounds `pg_dump --version`.
+const versionTimeout = 5 * time.Second
+
+var versionRE = regexp.MustCompile(`\(PostgreSQL\) (\d+)`)
+
+// Tools is a pg_dump.
+type Tools struct {
+	PgDump string // path
+	Major  int    // its major version
+}
+
+// FindTools finds the newest pg_dump and refuses one that is older than the server (a server_version_num, e.g. 150004; 0:
+// any): pg_dump cannot read a newer server. The error is KindRefused, code pg-dump-missing or pg-dump-too-old.
+func FindTools(ctx context.Context, serverVersion int) (Tools, error) {
+	var best Tools
+	for _, path := range candidates() {
+		major, err := majorVersion(ctx, path)
+		if err != nil || major == best.Major {
+			continue
+		}
+		known, bestKnown := major <= newestPgDump, best.Major > 0 && best.Major <= newestPgDump
+		if (known == bestKnown && major > best.Major) || (known && !bestKnown) {
+			best = Tools{PgDump: path, Major: major}
+		}
+	}
+	need := serverVersion / 10000
+	switch {
+	case best.Major == 0:
+		return Tools{}, &tenant.Error{Kind: tenant.KindRefused, Code: "pg-dump-missing", Message: "pg_dump is not installed here",
+			Hint: "install a Postgres client of version " + orNewer(need) + " or name its folder in " + binDirEnv}
+	case best.Major < need:
+		return Tools{}, &tenant.Error{Kind: tenant.KindRefused, Code: "pg-dump-too-old",
+			Message: fmt.Sprintf("the newest pg_dump here is %d, the source is Postgres %d", best.Major, need),
+			Hint:    "install a Postgres client of version " + orNewer(need) + " or name its folder in " + binDirEnv}
+	}
+	return best, nil
+}
+
+func orNewer(major int) string {
+	if major == 0 {
+		return "13 or newer"
+	}
+	return strconv.Itoa(major) + " or newer"
+}
+
+func candidates() []string {
+	var dirs []string
+	dirs = append(dirs, filepath.SplitList(os.Getenv(binDirEnv))...)
+	for _, g := range binDirs {
+		found, _ := filepath.Glob(g)
+		dirs = append(dirs, found...)
+	}
+	dirs = append(dirs, filepath.SplitList(os.Getenv("PATH"))...)
+	var out []string
+	for _, d := range dirs {
+		p := filepath.Join(d, "pg_dump")
+		if st, err := os.Stat(p); err == nil && st.Mode().IsRegular() && st.Mode()&0o111 != 0 && filepath.IsAbs(p) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+func majorVersion(ctx context.Context, path string) (int, error) {
+	ctx, cancel := context.WithTimeout(ctx, versionTimeout)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, path, "--version").Output() //nolint:gosec // a path of candidates
+	if err != nil {
+		return 0, err
+	}
+	m := versionRE.FindSubmatch(out)
+	if m == nil {
+		return 0, fmt.Errorf("%s: unknown version", path)
+	}
+	return strconv.Atoi(string(m[1]))
+}
