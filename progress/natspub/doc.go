@@ -18,6 +18,10 @@
 //     acknowledged publish and its mark may repeat one batch; consumers tell by the event's id, or by stream and
 //     sequence.
 //
+// What a consumer gets is JetStream's promise to it: an ordered consumer keeps its own place and sees each event once over
+// reconnects and restarts of the server; a durable one may get some again after the server was killed (acknowledgements
+// not yet written are forgotten) and drops them by the event's id.
+//
 // # A message server that lost its memory
 //
 // The embedded server's store is a temporary directory by default and dies with the process; an outside server may be
