@@ -40,6 +40,7 @@ const (
 	userTable specialRelation = iota
 	markerTable
 	heartbeatTable
+	undescribed // not in the catalogue: a partition, whose rows come as its root's
 )
 
 // change is one row change, or one TRUNCATE, for one shard. Its values point into the arena of its group.

@@ -282,17 +282,24 @@ func (e *Engine) announce(ctx context.Context, what string) {
 // CleanUp drops slot and publication at the source, whatever of them is there. The engine must not be running.
 func (e *Engine) CleanUp(ctx context.Context) error { return e.src.cleanUp(ctx) }
 
-// positions are the shards' positions, of lanes that are open.
-func (e *Engine) positions() []tenant.ShardPosition {
-	e.mu.Lock()
-	st := e.stream
-	e.mu.Unlock()
-	if st == nil {
+// AtSource runs fn on a session at the source.
+func (e *Engine) AtSource(ctx context.Context, fn func(*pgx.Conn) error) error {
+	c, err := e.src.conn(ctx, "setup")
+	if err != nil {
+		return err
+	}
+	defer closeSoon(c)
+	return fn(c)
+}
+
+// ForgetAtShards removes what the engine keeps of this replication at the shards. The engine must not be running.
+func (e *Engine) ForgetAtShards(ctx context.Context) error {
+	return e.eachShard(ctx, "setup", func(_ Shard, c *pgx.Conn) error {
+		for _, table := range []string{"progress", "copied", "applier"} {
+			if _, err := c.Exec(ctx, `DELETE FROM rehome.`+table+` WHERE replication = $1`, e.cfg.Replication); err != nil {
+				return fmt.Errorf("remove the replication's rows: %w", err)
+			}
+		}
 		return nil
-	}
-	out := make([]tenant.ShardPosition, 0, len(st.lanes))
-	for _, l := range st.lanes {
-		out = append(out, l.position())
-	}
-	return out
+	})
 }

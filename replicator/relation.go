@@ -33,7 +33,9 @@ func (e *Engine) relate(ctx context.Context, m pgoutput.Relation, former *relati
 	}
 	table := e.cat.Table(m.OID)
 	if table == nil {
-		return nil, stop("unknown-table", "cancel the replication and start it again", "table %s is published but was not there when the replication began", rel.name)
+		// The description of a partition precedes that of its root, under which its rows come.
+		rel.special = undescribed
+		return rel, nil
 	}
 	columns := table.Copied()
 	if table.Name != rel.name || !sameShape(columns, m.Columns) {

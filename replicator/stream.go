@@ -223,6 +223,8 @@ func (s *stream) message(ctx context.Context, m *pgoutput.Message) error {
 			return nil
 		case rel.special == heartbeatTable, s.commit < rel.skip:
 			return nil
+		case rel.special == undescribed:
+			return stop("unknown-table", "cancel the replication and start it again", "table %s is published but was not there when the replication began", rel.name)
 		case s.watching:
 			s.foreign = rel.name.String()
 			return nil

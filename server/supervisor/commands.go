@@ -1,0 +1,284 @@
+package supervisor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/rehomedb/rehome/gate"
+	"github.com/rehomedb/rehome/replicator"
+	"github.com/rehomedb/rehome/replicator/catalog"
+	"github.com/rehomedb/rehome/replicator/verify"
+	"github.com/rehomedb/rehome/server/api"
+	"github.com/rehomedb/rehome/tenant"
+)
+
+const (
+	// cleanUpPatience is how long a cancel keeps trying a source or a shard that cannot be reached before it gives the
+	// command back with what is left to do.
+	cleanUpPatience = time.Minute
+	// verifyPatience is how long a verification waits for a stream that is interrupted.
+	verifyPatience = 5 * time.Minute
+)
+
+// command is a request of a person, as the server recorded it.
+type command struct {
+	ID      string
+	Kind    string
+	Args    api.CommandArgs
+	By      string
+	Started bool // by this or a former worker
+}
+
+func (r *runner) openCommands(ctx context.Context) ([]command, error) {
+	rows, err := r.s.cfg.Pool.Query(ctx, `SELECT id, kind, args, requested_by, started_at IS NOT NULL FROM rehome_control.replication_commands
+		WHERE replication = $1 AND finished_at IS NULL ORDER BY created_at, id`, r.id)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (c command, err error) {
+		var args []byte
+		if err = row.Scan(&c.ID, &c.Kind, &args, &c.By, &c.Started); err == nil {
+			err = json.Unmarshal(args, &c.Args)
+		}
+		return c, err
+	})
+}
+
+// execute runs one command. Only an error that ends the runner is returned; all others are the command's answer.
+func (r *runner) execute(ctx context.Context, c command, jobs *jobs) error {
+	if _, err := r.s.cfg.Pool.Exec(ctx, `UPDATE rehome_control.replication_commands SET started_at = coalesce(started_at, now()) WHERE id = $1`, c.ID); err != nil {
+		return nil //nolint:nilerr // the control database is away; the command stays open and is found again
+	}
+	r.log.Info("command", "kind", c.Kind, "command", c.ID, "by", c.By)
+	var result any
+	var err error
+	switch c.Kind {
+	case api.CommandVerify:
+		jobs.start(ctx, c.ID, func(ctx context.Context) {
+			v, err := r.verify(ctx)
+			if ctx.Err() != nil && r.state().Phase != tenant.Paused {
+				err = tenant.Errorf(tenant.KindConflict, "interrupted", "run it again", "the verification was interrupted")
+			}
+			r.finish(context.WithoutCancel(ctx), c, v, err)
+			r.poke()
+		})
+		return nil
+	case api.CommandPause:
+		result, err = r.pause(ctx, c, jobs)
+	case api.CommandResume:
+		result, err = r.resume(ctx)
+	case api.CommandCancel, api.CommandComplete:
+		result, err = r.end(ctx, c, jobs)
+	case api.CommandCutover:
+		result, err = r.cutover(ctx, c)
+	case api.CommandRollback:
+		err = tenant.Errorf(tenant.KindConflict, "not-available", "the source keeps all data up to the cutover; see docs",
+			"this version has no way back after a cutover yet")
+	default:
+		err = tenant.Errorf(tenant.KindInvalid, "unknown-command", "", "there is no command %q", c.Kind)
+	}
+	if ctx.Err() != nil || errors.Is(err, replicator.ErrFenced) {
+		return err // not finished: the next worker goes on with it
+	}
+	r.finish(ctx, c, result, err)
+	return nil
+}
+
+// finish answers a command.
+func (r *runner) finish(ctx context.Context, c command, result any, failure error) {
+	var res, prob []byte
+	var err error
+	if result != nil {
+		if res, err = json.Marshal(result); err != nil {
+			failure = errors.Join(failure, err)
+		}
+	}
+	if failure != nil {
+		te := tenant.AsError(failure)
+		prob, _ = json.Marshal(api.Problem{Title: te.Kind.String(), Status: te.Kind.HTTPStatus(), Detail: te.Error(), Code: te.Code, Kind: te.Kind.String(), Hint: te.Hint, Findings: te.Findings})
+		r.log.Warn("command failed", "kind", c.Kind, "command", c.ID, "error", failure)
+	}
+	for try := 0; ; try++ {
+		_, err := r.s.cfg.Pool.Exec(ctx, `UPDATE rehome_control.replication_commands SET finished_at = now(), result = $2, error = $3 WHERE id = $1 AND finished_at IS NULL`, c.ID, res, prob)
+		if err == nil || ctx.Err() != nil || try == 10 {
+			if err != nil {
+				r.log.Error("answer a command", "command", c.ID, "error", err)
+			}
+			break
+		}
+		if pauseFor(ctx, lookEvery) != nil {
+			break
+		}
+	}
+	outcome := "ok"
+	if failure != nil {
+		outcome = "failed"
+	}
+	r.journal.Note(ctx, c.Kind+"-finished", map[string]any{"command": c.ID, "outcome": outcome, "error": errorText(failure)})
+}
+
+func errorText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+func (r *runner) pause(ctx context.Context, c command, jobs *jobs) (tenant.State, error) {
+	reason := c.Args.Reason
+	if reason == "" {
+		reason = "paused by " + c.By
+	}
+	o := tenant.Observation{Kind: tenant.AskedPause, Reason: reason, Remedy: "rehome resume-replication"}
+	if _, _, err := tenant.Next(r.state(), o); err != nil {
+		return r.state(), err
+	}
+	jobs.stop()
+	r.stopEngine()
+	return r.journal.Observe(ctx, o)
+}
+
+func (r *runner) resume(ctx context.Context) (tenant.State, error) {
+	st, err := r.journal.Observe(ctx, tenant.Observation{Kind: tenant.AskedResume})
+	if err == nil && r.current() == nil {
+		r.startEngine(ctx)
+	}
+	return st, err
+}
+
+// verify compares both sides and records the result.
+func (r *runner) verify(ctx context.Context) (any, error) {
+	deadline := time.Now().Add(verifyPatience)
+	var lastNote time.Time
+	opts := replicator.VerifyOptions{OnProgress: func(p verify.Progress) {
+		if time.Since(lastNote) < reportBusy {
+			return
+		}
+		lastNote = time.Now()
+		r.journal.Note(ctx, "verifying", map[string]any{"table": p.Table, "tables_done": p.TablesDone, "tables_total": p.TablesTotal, "rows": p.Rows, "rows_total": p.RowsTotal})
+	}}
+	for {
+		var v tenant.Verification
+		err := error(tenant.Errorf(tenant.KindUnavailable, "not-streaming", "see: rehome replication-progress", "the replication is not streaming"))
+		if e := r.current(); e != nil {
+			v, err = e.Verify(ctx, opts)
+		}
+		if err == nil {
+			return v, r.saveVerification(ctx, v)
+		}
+		if ctx.Err() != nil || !replicator.IsRetryable(err) || time.Now().After(deadline) {
+			return nil, err
+		}
+		r.log.Warn("verification tries again", "error", err)
+		if pauseFor(ctx, lookEvery) != nil {
+			return nil, err
+		}
+	}
+}
+
+func (r *runner) saveVerification(ctx context.Context, v tenant.Verification) error {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return pgx.BeginFunc(ctx, r.s.cfg.Pool, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `INSERT INTO rehome_control.verifications (id, replication, started_at, finished_at, lsn, clean, digest, result)
+			VALUES ($1, $2, $3, $4, $5::pg_lsn, $6, $7, $8)`, v.ID, r.id, v.StartedAt, v.FinishedAt, v.LSN.String(), v.Clean, v.Digest, raw)
+		if err != nil {
+			return fmt.Errorf("record the verification: %w", err)
+		}
+		return r.journal.note(ctx, tx, "verified", map[string]any{"verification": v.ID, "clean": v.Clean, "lsn": v.LSN, "rows": v.Rows, "digest": v.Digest, "attempts": v.Attempts})
+	})
+}
+
+// end cancels or completes: everything that was made at the source goes, and for a cancel what was copied too. The phase
+// changes only when all of it is gone.
+func (r *runner) end(ctx context.Context, c command, jobs *jobs) (tenant.State, error) {
+	o := tenant.Observation{Kind: tenant.AskedCancel}
+	if c.Kind == api.CommandComplete {
+		o.Kind = tenant.AskedComplete
+	}
+	if _, _, err := tenant.Next(r.state(), o); err != nil {
+		return r.state(), err
+	}
+	jobs.stop()
+	r.stopEngine()
+	began := time.Now()
+	for {
+		err := r.cleanUp(ctx, c)
+		if err == nil {
+			return r.journal.Observe(ctx, o)
+		}
+		if ctx.Err() != nil || errors.Is(err, replicator.ErrFenced) {
+			return r.state(), err
+		}
+		if !replicator.IsRetryable(err) || time.Since(began) > cleanUpPatience {
+			te := tenant.AsError(err)
+			reason := "to " + c.Kind + " is not finished: " + te.Error()
+			remedy := "make both sides reachable, then: rehome " + c.Kind + "-replication"
+			if c.Kind == api.CommandComplete {
+				remedy = "make both sides reachable, then: rehome complete"
+			}
+			if _, err := r.journal.Observe(ctx, tenant.Observation{Kind: tenant.SawProblem, Reason: reason, Remedy: remedy}); err != nil {
+				r.log.Error("record the problem", "error", err)
+			}
+			return r.state(), tenant.Errorf(tenant.KindUnavailable, "not-cleaned-up", remedy, "%s", reason)
+		}
+		r.log.Warn("cleaning up tries again", "error", err)
+		if err := pauseFor(ctx, lookEvery); err != nil {
+			return r.state(), err
+		}
+	}
+}
+
+func (r *runner) cleanUp(ctx context.Context, c command) error {
+	rec, err := r.s.load(ctx, r.id)
+	if err != nil {
+		return err
+	}
+	e, err := r.makeEngine(rec)
+	if err != nil {
+		return err
+	}
+	if err := e.CleanUp(ctx); err != nil {
+		return err
+	}
+	err = e.AtSource(ctx, func(conn *pgx.Conn) error {
+		if err := r.undoChanges(ctx, conn); err != nil {
+			return err
+		}
+		return gate.UninstallSource(ctx, conn, c.Args.DropFence)
+	})
+	if err != nil {
+		return err
+	}
+	if c.Kind == api.CommandComplete {
+		return e.ForgetAtShards(ctx)
+	}
+	return r.s.cfg.Catalogue.ResetDatabase(ctx, rec.database)
+}
+
+func (r *runner) undoChanges(ctx context.Context, conn *pgx.Conn) error {
+	rows, err := r.s.cfg.Pool.Query(ctx, `SELECT ordinal, object, description, do_sql, undo_sql FROM rehome_control.source_changes
+		WHERE replication = $1 AND undone_at IS NULL ORDER BY ordinal`, r.id)
+	if err != nil {
+		return err
+	}
+	changes, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (c tenant.SourceChange, err error) {
+		err = row.Scan(&c.Ordinal, &c.Object, &c.Description, &c.Do, &c.Undo)
+		return c, err
+	})
+	if err != nil || len(changes) == 0 {
+		return err
+	}
+	if err := catalog.UndoChanges(ctx, conn, changes); err != nil {
+		return fmt.Errorf("take back what was changed at the source: %w", err)
+	}
+	_, err = r.s.cfg.Pool.Exec(ctx, `UPDATE rehome_control.source_changes SET undone_at = now() WHERE replication = $1 AND undone_at IS NULL`, r.id)
+	return err
+}

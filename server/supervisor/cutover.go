@@ -1,0 +1,172 @@
+package supervisor
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/rehomedb/rehome/server/api"
+	"github.com/rehomedb/rehome/server/cutover"
+	"github.com/rehomedb/rehome/tenant"
+)
+
+// job is the replication as the coordinator of cutovers wants it.
+func (r *runner) job(rec *record) cutover.Job {
+	j := cutover.Job{
+		Replication: r.id, Database: rec.database, Source: rec.source, SourceLabel: rec.sourceLabel, TargetURL: rec.targetURL,
+		Publication: rec.publication, Placement: rec.placement.Epoch, Accept: rec.options.Accept,
+	}
+	if rec.origin != nil {
+		j.Catalogue = rec.origin.Catalogue
+	}
+	for _, s := range rec.shards {
+		j.Shards = append(j.Shards, cutover.Shard{Name: s.Name, Ordinal: s.Ordinal, DSN: s.DSN})
+	}
+	return j
+}
+
+// recover ends what a former worker left of a cutover, before anything else happens. While the source cannot be asked
+// the shards stay closed and everything waits: the outcome is never guessed.
+func (r *runner) recover(ctx context.Context) error {
+	if p := r.state().Phase; p != tenant.CuttingOver && p != tenant.CutOver {
+		return nil
+	}
+	return r.settle(ctx)
+}
+
+// settle resolves and follows until it is done, and records the phase that the gate decided.
+func (r *runner) settle(ctx context.Context) error {
+	for {
+		rec, err := r.s.load(ctx, r.id)
+		if err == nil {
+			var res cutover.Resolution
+			if res, err = r.s.cutovers.ResolveAndFollow(ctx, r.job(rec)); err == nil {
+				return r.decided(ctx, res.Decided())
+			}
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		r.log.Warn("the outcome of a cutover is not settled yet", "error", err)
+		r.journal.Note(ctx, "retry", map[string]any{"reason": err.Error(), "after_ms": lookEvery.Milliseconds()})
+		if err := pauseFor(ctx, lookEvery); err != nil {
+			return err
+		}
+	}
+}
+
+func (r *runner) decided(ctx context.Context, target bool) error {
+	o := tenant.Observation{Kind: tenant.SawDecidedSource}
+	if target {
+		o.Kind = tenant.SawDecidedTarget
+	}
+	if e := r.current(); e != nil {
+		e.CloseSource(target)
+	}
+	_, err := r.journal.Observe(ctx, o)
+	return err
+}
+
+// cutover runs the protocol, or answers for an attempt that a former worker began: an attempt has its command's id, so
+// that one approval never starts two.
+func (r *runner) cutover(ctx context.Context, c command) (*api.CutoverReport, error) {
+	rec, err := r.s.load(ctx, r.id)
+	if err != nil {
+		return nil, err
+	}
+	if c.Args.DryRun {
+		e := r.current()
+		if e == nil {
+			return nil, tenant.Errorf(tenant.KindConflict, "not-streaming", "see: rehome replication-progress", "the replication is not running")
+		}
+		report, err := r.s.cutovers.Run(ctx, r.job(rec), e, cutover.Attempt{DryRun: true, NoWayBack: c.Args.NoWayBack})
+		return &report, err
+	}
+	if c.Started {
+		if report, err := r.formerAttempt(ctx, c.ID); report != nil || err != nil {
+			return report, err
+		}
+	}
+	if err := r.approved(ctx, rec, c.Args); err != nil {
+		return nil, err
+	}
+	if _, err := r.journal.Observe(ctx, tenant.Observation{Kind: tenant.AskedCutover}); err != nil {
+		return nil, err
+	}
+	e := r.current()
+	if e == nil {
+		err := r.decided(ctx, false)
+		return nil, errors.Join(err, tenant.Errorf(tenant.KindConflict, "not-streaming", "see: rehome replication-progress", "the replication is not running"))
+	}
+	report, failure := r.s.cutovers.Run(ctx, r.job(rec), e, cutover.Attempt{
+		ID: c.ID, MaxPause: time.Duration(c.Args.MaxPauseMS) * time.Millisecond, ApprovedBy: c.Args.ApprovedBy, NoWayBack: c.Args.NoWayBack,
+	})
+	if ctx.Err() != nil {
+		return &report, ctx.Err() // the next worker settles it
+	}
+	// Whatever was said, the phase follows the gate.
+	if report.Outcome == cutover.OutcomeTarget && failure == nil {
+		err = r.decided(ctx, true)
+	} else {
+		err = r.settle(ctx)
+	}
+	if err != nil {
+		return &report, err
+	}
+	if failure != nil && r.state().Phase == tenant.CutOver {
+		// The attempt met trouble after the decision, and has been followed meanwhile.
+		if former, err := r.formerAttempt(ctx, c.ID); former != nil && err == nil {
+			report, failure = *former, nil
+		}
+	}
+	r.journal.Note(ctx, "cutover", map[string]any{"attempt": report.Attempt, "outcome": report.Outcome, "pause_ms": report.PauseMillis, "steps": report.Steps, "culprits": report.Culprits, "error": errorText(failure)})
+	return &report, failure
+}
+
+// formerAttempt reads the outcome of an attempt that was resolved after its worker had gone; nil if there was none.
+func (r *runner) formerAttempt(ctx context.Context, attempt string) (*api.CutoverReport, error) {
+	var outcome *string
+	var raw, cert []byte
+	err := r.s.cfg.Pool.QueryRow(ctx, `SELECT outcome, report, certificate FROM rehome_control.cutovers WHERE attempt = $1`, attempt).Scan(&outcome, &raw, &cert)
+	if errors.Is(err, pgx.ErrNoRows) || (err == nil && outcome == nil) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read attempt %s: %w", attempt, err)
+	}
+	var report api.CutoverReport
+	if err := json.Unmarshal(raw, &report); err != nil {
+		return nil, fmt.Errorf("read attempt %s: %w", attempt, err)
+	}
+	report.Outcome = *outcome
+	if cert != nil {
+		report.Certificate = &tenant.Certificate{}
+		if err := json.Unmarshal(cert, report.Certificate); err != nil {
+			return nil, fmt.Errorf("read the certificate of attempt %s: %w", attempt, err)
+		}
+	}
+	if report.Outcome == cutover.OutcomeSource {
+		return &report, tenant.Errorf(tenant.KindTimeout, "cutover-taken-back", "try again", "the server that ran the cutover went away before the decision; the source goes on")
+	}
+	return &report, nil
+}
+
+// approved makes sure that what the person approved is still what is about to happen.
+func (r *runner) approved(ctx context.Context, rec *record, a api.CommandArgs) error {
+	if a.PlacementEpoch != 0 && a.PlacementEpoch != rec.placement.Epoch {
+		return tenant.Errorf(tenant.KindConflict, "plan-changed", "ask for a new code", "the placement changed since the cutover was approved")
+	}
+	if a.Verification == "" {
+		return nil
+	}
+	var digest *string
+	err := r.s.cfg.Pool.QueryRow(ctx, `SELECT digest FROM rehome_control.verifications WHERE id = $1 AND replication = $2 AND clean`, a.Verification, r.id).Scan(&digest)
+	if errors.Is(err, pgx.ErrNoRows) || (err == nil && (digest == nil || *digest != a.VerificationDigest)) {
+		return tenant.Errorf(tenant.KindConflict, "plan-changed", "ask for a new code", "the verification that was approved is not there any more")
+	}
+	return err
+}

@@ -1,0 +1,77 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/rehomedb/rehome/replicator"
+)
+
+const (
+	// leaseTTL is how long a replication stands still after its server died. Longer than a pause of the garbage
+	// collector or a slow commit, short enough that nobody is woken for it.
+	leaseTTL = 10 * time.Second
+	// renewEvery leaves two more tries before a lease runs out.
+	renewEvery = 3 * time.Second
+)
+
+// errNoLease says that another server holds the lease.
+var errNoLease = errors.New("another server holds the lease")
+
+func resource(replication string) string { return "replication:" + replication }
+
+// takeLease takes a lease that is free, expired or our own from before, and raises its epoch.
+func (s *Supervisor) takeLease(ctx context.Context, replication string) (epoch int64, err error) {
+	err = s.cfg.Pool.QueryRow(ctx, `INSERT INTO rehome_control.leases (resource, holder, epoch, expires_at) VALUES ($1, $2, 1, now() + $3)
+		ON CONFLICT (resource) DO UPDATE SET holder = $2, epoch = rehome_control.leases.epoch + 1, expires_at = now() + $3
+		WHERE rehome_control.leases.expires_at < now() OR rehome_control.leases.holder = $2
+		RETURNING epoch`, resource(replication), s.cfg.Server, leaseTTL).Scan(&epoch)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return 0, errNoLease
+	}
+	if err != nil {
+		return 0, fmt.Errorf("take the lease of replication %s: %w", replication, err)
+	}
+	return epoch, nil
+}
+
+// keepLease renews until the context ends (nil) or another server has taken over (replicator.ErrFenced). A control
+// database that cannot be reached is waited for.
+func (s *Supervisor) keepLease(ctx context.Context, replication string, epoch int64) error {
+	tick := time.NewTicker(renewEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		rctx, cancel := context.WithTimeout(ctx, leaseTTL)
+		tag, err := s.cfg.Pool.Exec(rctx, `UPDATE rehome_control.leases SET expires_at = now() + $4 WHERE resource = $1 AND holder = $2 AND epoch = $3`,
+			resource(replication), s.cfg.Server, epoch, leaseTTL)
+		cancel()
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil:
+			s.log.Warn("renew a lease", "replication", replication, "error", err)
+		case tag.RowsAffected() == 0:
+			return replicator.ErrFenced
+		}
+	}
+}
+
+// dropLease gives a lease back at once, so that another server need not wait for its end.
+func (s *Supervisor) dropLease(ctx context.Context, replication string, epoch int64) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), renewEvery)
+	defer cancel()
+	_, err := s.cfg.Pool.Exec(ctx, `UPDATE rehome_control.leases SET expires_at = now() - interval '1 second' WHERE resource = $1 AND holder = $2 AND epoch = $3`,
+		resource(replication), s.cfg.Server, epoch)
+	if err != nil {
+		s.log.Warn("give a lease back", "replication", replication, "error", err)
+	}
+}

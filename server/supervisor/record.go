@@ -1,0 +1,209 @@
+package supervisor
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/rehomedb/rehome/gate"
+	"github.com/rehomedb/rehome/progress"
+	"github.com/rehomedb/rehome/replicator"
+	"github.com/rehomedb/rehome/replicator/catalog"
+	"github.com/rehomedb/rehome/tenant"
+)
+
+// record is a replication as the control database has it.
+type record struct {
+	id, database, targetURL, slot, publication, approvedBy string
+	sourceLabel                                            string
+	source                                                 tenant.DSN
+	options                                                tenant.ReplicationOptions
+	state                                                  tenant.State
+	origin                                                 *replicator.Origin
+	shards                                                 []replicator.Shard
+	placement                                              tenant.Placement
+}
+
+func (s *Supervisor) load(ctx context.Context, id string) (*record, error) {
+	r := &record{id: id}
+	var sealed []byte
+	var options, state, origin, cat []byte
+	err := s.cfg.Pool.QueryRow(ctx, `SELECT database, target_url, slot_name, publication, approved_by, source_label, source_dsn_sealed, options, state, source_identity, catalogue
+		FROM rehome_control.replications WHERE id = $1`, id).
+		Scan(&r.database, &r.targetURL, &r.slot, &r.publication, &r.approvedBy, &r.sourceLabel, &sealed, &options, &state, &origin, &cat)
+	if err != nil {
+		return nil, fmt.Errorf("read the replication: %w", err)
+	}
+	dsn, err := s.cfg.Seal.Open("source-dsn", sealed)
+	if err != nil {
+		return nil, err
+	}
+	r.source = tenant.DSN(dsn)
+	if err := errors.Join(json.Unmarshal(options, &r.options), json.Unmarshal(state, &r.state)); err != nil {
+		return nil, fmt.Errorf("read the replication: %w", err)
+	}
+	if cat != nil {
+		r.origin = &replicator.Origin{Catalogue: &catalog.Catalogue{}}
+		if err := errors.Join(json.Unmarshal(origin, r.origin), json.Unmarshal(cat, r.origin.Catalogue)); err != nil {
+			return nil, fmt.Errorf("read what was recorded of the source: %w", err)
+		}
+	}
+	if r.placement, err = s.cfg.Catalogue.Placement(ctx, r.database); err != nil {
+		return nil, err
+	}
+	ordinals, err := s.cfg.Catalogue.ShardOrdinals(ctx, r.database)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range r.placement.Shards() {
+		dsn, err := s.cfg.Catalogue.DatabaseDSN(ctx, r.database, name)
+		if err != nil {
+			return nil, err
+		}
+		r.shards = append(r.shards, replicator.Shard{Name: name, Ordinal: ordinals[name], DSN: dsn})
+	}
+	return r, nil
+}
+
+// pass lets the engine's sessions through the fences of a database. It is derived, so that nothing need be stored.
+func (s *Supervisor) pass(database string) tenant.Secret {
+	return tenant.Secret(hex.EncodeToString(s.cfg.Seal.Derive("fence-pass:" + database)))
+}
+
+// journal records what an engine does. It implements replicator.Journal.
+type journal struct {
+	s        *Supervisor
+	id       string
+	database string
+	epoch    int64
+	changed  func(tenant.State)
+}
+
+// owned makes sure, in a transaction, that this server still holds the lease, and keeps it so until the commit.
+func (j *journal) owned(ctx context.Context, tx pgx.Tx) error {
+	var one int
+	err := tx.QueryRow(ctx, `SELECT 1 FROM rehome_control.leases WHERE resource = $1 AND holder = $2 AND epoch = $3 FOR SHARE`,
+		resource(j.id), j.s.cfg.Server, j.epoch).Scan(&one)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return replicator.ErrFenced
+	}
+	return err
+}
+
+// Observe implements replicator.Journal: the phase follows from the row as it is, with its event.
+func (j *journal) Observe(ctx context.Context, o tenant.Observation) (next tenant.State, err error) {
+	err = pgx.BeginFunc(ctx, j.s.cfg.Pool, func(tx pgx.Tx) error {
+		if err := j.owned(ctx, tx); err != nil {
+			return err
+		}
+		var raw []byte
+		if err := tx.QueryRow(ctx, `SELECT state FROM rehome_control.replications WHERE id = $1 FOR UPDATE`, j.id).Scan(&raw); err != nil {
+			return err
+		}
+		var was tenant.State
+		if err := json.Unmarshal(raw, &was); err != nil {
+			return err
+		}
+		var err error
+		if next, _, err = tenant.Next(was, o); err != nil || next == was {
+			return err
+		}
+		if raw, err = json.Marshal(next); err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, `UPDATE rehome_control.replications SET state = $2, phase = $3, updated_at = now(),
+			ended_at = CASE WHEN $4 THEN now() ELSE ended_at END WHERE id = $1`, j.id, raw, string(next.Phase), next.Phase.Terminal())
+		if err != nil {
+			return err
+		}
+		return j.note(ctx, tx, "phase", map[string]any{"from": was.Phase, "to": next.Phase, "reason": next.Reason, "remedy": next.Remedy})
+	})
+	if err != nil {
+		return next, fmt.Errorf("record %s: %w", o.Kind, err)
+	}
+	if j.changed != nil {
+		j.changed(next)
+	}
+	return next, nil
+}
+
+// SaveOrigin implements replicator.Journal.
+func (j *journal) SaveOrigin(ctx context.Context, o replicator.Origin) error {
+	cat, err := json.Marshal(o.Catalogue)
+	if err != nil {
+		return err
+	}
+	o.Catalogue = nil
+	origin, err := json.Marshal(o)
+	if err != nil {
+		return err
+	}
+	_, err = j.s.cfg.Pool.Exec(ctx, `UPDATE rehome_control.replications SET source_identity = $2, catalogue = $3, start_lsn = $4::pg_lsn, updated_at = now() WHERE id = $1`,
+		j.id, origin, cat, o.StartLSN.String())
+	if err != nil {
+		return fmt.Errorf("record the source: %w", err)
+	}
+	return nil
+}
+
+// ChangeSource implements replicator.Journal.
+func (j *journal) ChangeSource(ctx context.Context, c tenant.SourceChange) error {
+	// A change that was recorded before a crash keeps its first record: what undoes it was read before it was made.
+	_, err := j.s.cfg.Pool.Exec(ctx, `INSERT INTO rehome_control.source_changes (replication, ordinal, object, description, do_sql, undo_sql)
+		SELECT $1, coalesce(max(ordinal), 0) + 1, $2, $3, $4, $5 FROM rehome_control.source_changes WHERE replication = $1
+		HAVING NOT EXISTS (SELECT 1 FROM rehome_control.source_changes WHERE replication = $1 AND do_sql = $4)`,
+		j.id, c.Object, c.Description, c.Do, c.Undo)
+	if err != nil {
+		return fmt.Errorf("record a change of the source: %w", err)
+	}
+	return nil
+}
+
+// CopiedTable implements replicator.Journal.
+func (j *journal) CopiedTable(ctx context.Context, relation string, watermark tenant.LSN, rows, bytes int64) error {
+	_, err := j.s.cfg.Pool.Exec(ctx, `INSERT INTO rehome_control.replication_chunks (replication, relation, watermark, rows, bytes) VALUES ($1, $2, $3::pg_lsn, $4, $5)
+		ON CONFLICT (replication, relation, chunk) DO UPDATE SET watermark = excluded.watermark, rows = excluded.rows, bytes = excluded.bytes, finished_at = now()`,
+		j.id, relation, watermark.String(), rows, bytes)
+	if err != nil {
+		return fmt.Errorf("record a copied table: %w", err)
+	}
+	return nil
+}
+
+// Note implements replicator.Journal. News that cannot be written must not stop the work.
+func (j *journal) Note(ctx context.Context, event string, data any) {
+	if err := j.note(ctx, j.s.cfg.Pool, event, data); err != nil && ctx.Err() == nil {
+		j.s.log.Warn("write an event", "event", event, "error", err)
+	}
+}
+
+func (j *journal) note(ctx context.Context, db progress.DB, event string, data any) error {
+	_, err := j.s.cfg.Log.Append(ctx, db, progress.Entry{Stream: j.id, Database: j.database, Kind: "replication", ID: j.id, Event: event, Data: data})
+	return err
+}
+
+// gates gives the engine what it needs of package gate. It implements replicator.Gate.
+type gates struct {
+	pass        tenant.Secret
+	replication string
+}
+
+func (g gates) InstallSource(ctx context.Context, c *pgx.Conn) error {
+	return gate.InstallSource(ctx, c, g.pass)
+}
+func (g gates) InstallShard(ctx context.Context, c *pgx.Conn) error {
+	return gate.InstallShard(ctx, c, g.pass)
+}
+
+func (g gates) FenceShard(ctx context.Context, c *pgx.Conn) error {
+	_, err := gate.FenceShardTables(ctx, c)
+	return err
+}
+
+func (g gates) Heartbeat(ctx context.Context, c *pgx.Conn) error {
+	return gate.Heartbeat(ctx, c, g.replication)
+}
