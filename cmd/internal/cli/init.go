@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/rehomedb/rehome/cmd/internal/keyfile"
+	"github.com/rehomedb/rehome/server"
 	"github.com/rehomedb/rehome/server/api"
 	"github.com/rehomedb/rehome/server/config"
 	"github.com/rehomedb/rehome/tenant"
@@ -15,7 +16,6 @@ import (
 
 type initOptions struct {
 	email string
-	force bool
 	flags *pflag.FlagSet
 }
 
@@ -24,7 +24,7 @@ func newInitCommand(a *App) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "init", Short: "Set an installation up: control schema, keys, first API client",
 		Long: "Set an installation up. It works on the control database itself, so no server need run: it makes the schema, the installation's keys and\n" +
-			"the first API client, and writes rehome.json and rehome.key (0600) here. It may be run again: another client is made then.",
+			"the first API client, and writes rehome.json and rehome.key (0600) here. It may be run again and then changes nothing but the address.",
 		Example: "  export REHOME_DATABASE_URL=postgres://… REHOME_SECRET=$(openssl rand -base64 48) REHOME_URL=https://own.example\n  rehome init --email me@own.example",
 		Args:    noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -34,7 +34,7 @@ func newInitCommand(a *App) *cobra.Command {
 	}
 	config.AddFlags(cmd.Flags())
 	hideFlags(cmd, "database-url", "url", "config")
-	cmd.Flags().StringVar(&o.email, "email", "", "e-mail address of the installation's first person")
+	cmd.Flags().StringVar(&o.email, "email", "", "e-mail address that codes go to (needed the first time)")
 	return cmd
 }
 
@@ -44,38 +44,47 @@ func runInit(ctx context.Context, a *App, o initOptions) error {
 		return err
 	}
 	if o.email == "" && a.StdinTerminal {
-		if o.email, err = a.ask(ctx, "your e-mail address: "); err != nil && ctx.Err() != nil {
+		if o.email, err = a.ask(ctx, "e-mail address that codes go to: "); err != nil && ctx.Err() != nil {
 			return err
 		}
 	}
-	if o.email == "" {
-		return usage("missing-flag", "add --email you@example.com; codes go there", "--email is missing")
-	}
 	cfg.Version = Version()
-	made, err := initInstallation(ctx, cfg, o.email)
+	made, err := server.Init(ctx, cfg, server.InitRequest{AdminEmail: o.email})
 	if err != nil {
 		return err
 	}
-	base := keyfile.Normalise(cfg.URL)
-	configPath, err := keyfile.WriteConfig(a.Dir, keyfile.Config{ServiceURL: base})
-	if err != nil {
+	ans := initAnswer{URL: keyfile.Normalise(cfg.URL), Installation: made.Installation.ID, Created: made.Created}
+	if ans.Config, err = keyfile.WriteConfig(a.Dir, keyfile.Config{ServiceURL: ans.URL}); err != nil {
 		return err
 	}
-	keyPath, err := keyfile.WriteKey(a.Dir, base, keyfile.Key{ClientID: made.ID, ClientSecret: tenant.Secret(made.Secret)})
-	if err != nil {
-		return err
+	if made.Client != nil {
+		ans.Client = &made.Client.Client
+		ans.Key, err = keyfile.WriteKey(a.Dir, ans.URL, keyfile.Key{ClientID: made.Client.ID, ClientSecret: tenant.Secret(made.Client.Secret)})
+		if err != nil {
+			return &tenant.Error{Kind: tenant.KindInternal, Code: "key-not-written", Err: err, Message: "the first client was made, but its secret could not be kept",
+				Hint: "with REHOME_SECRET and REHOME_URL set, and the server running: rehome authorize EMAIL --scopes admin --save"}
+		}
 	}
-	answer := struct {
-		URL    string     `json:"url"`
-		Client api.Client `json:"client"`
-		Config string     `json:"config_file"`
-		Key    string     `json:"key_file"`
-	}{base, made.Client, configPath, keyPath}
-	return a.Print.Answer(answer, func() {
-		a.Print.Textf("installation %s is set up", base)
-		a.Print.Textf("client %s (%s) for %s written to %s", made.ID, "admin", made.Email, relative(a.Dir, keyPath))
-		a.Print.Notef("keep %s out of version control; start the server with: rehome server", keyfile.KeyName)
-	})
+	return a.Print.Answer(ans, func() { a.initText(ans) })
+}
+
+type initAnswer struct {
+	URL          string      `json:"url"`
+	Installation string      `json:"installation"`
+	Created      bool        `json:"created"`
+	Client       *api.Client `json:"client,omitempty"`
+	Config       string      `json:"config_file"`
+	Key          string      `json:"key_file,omitempty"`
+}
+
+func (a *App) initText(ans initAnswer) {
+	a.Print.Textf("installation %s at %s is set up", ans.Installation, ans.URL)
+	if ans.Client == nil {
+		a.Print.Notef("it has API clients already; rehome authorize EMAIL --save makes another one")
+		return
+	}
+	a.Print.Textf("client %s for %s written to %s", ans.Client.ID, ans.Client.Email, relative(a.Dir, ans.Key))
+	a.Print.Notef("keep %s out of version control; start the server with: rehome server", keyfile.KeyName)
 }
 
 // relative shortens a path for people.

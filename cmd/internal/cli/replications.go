@@ -117,12 +117,9 @@ func runReplications(ctx context.Context, a *App, db string) error {
 		}
 		rows := make([][]string, len(shown))
 		for i, r := range shown {
-			how := string(r.State.Phase)
-			if r.Progress != nil && r.State.Phase == r.Progress.Phase {
+			how := phaseText(tenant.Progress{Phase: r.State.Phase, Reason: r.State.Reason, ETASeconds: -1})
+			if r.Progress != nil && r.State.Phase == r.Progress.Phase && r.State.Phase != tenant.Paused {
 				how = phaseText(*r.Progress)
-			}
-			if r.State.Phase == tenant.Paused {
-				how = "paused: " + r.State.Reason
 			}
 			rows[i] = []string{r.ID, r.Database, r.From, how, output.When(r.CreatedAt)}
 		}

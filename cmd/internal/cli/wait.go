@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -109,6 +110,9 @@ func (s *statusLine) clear() {
 func phaseText(p tenant.Progress) string {
 	switch p.Phase {
 	case tenant.Copying:
+		if p.RowsTotal == 0 && p.Percent == 0 && p.Step == "" {
+			break
+		}
 		s := fmt.Sprintf("copying %.0f%%", min(p.Percent, 100))
 		if p.RowsTotal > 0 {
 			s += fmt.Sprintf(" · %s of %s rows", output.Count(p.RowsDone), output.Count(max(p.RowsTotal, p.RowsDone)))
@@ -123,12 +127,18 @@ func phaseText(p tenant.Progress) string {
 		}
 		return s
 	case tenant.CatchingUp:
+		if p.At.IsZero() && p.LagBytes == 0 && p.LagMillis == 0 {
+			break // not measured yet
+		}
 		s := "catching up · lag " + lagText(p)
 		if p.RowsPerSec > 0 {
 			s += fmt.Sprintf(" · %s rows/s", output.Count(int64(p.RowsPerSec)))
 		}
 		return s
 	case tenant.InSync:
+		if p.At.IsZero() && p.LagBytes == 0 && p.LagMillis == 0 {
+			break
+		}
 		return "in sync, lag " + lagText(p)
 	case tenant.Paused:
 		s := "paused"
@@ -143,13 +153,7 @@ func phaseText(p tenant.Progress) string {
 			return string(p.Phase) + " · " + p.Step
 		}
 	}
-	s := string(p.Phase)
-	for i, r := range s {
-		if r == '_' {
-			s = s[:i] + " " + s[i+1:]
-		}
-	}
-	return s
+	return strings.ReplaceAll(string(p.Phase), "_", " ")
 }
 
 func lagText(p tenant.Progress) string {

@@ -21,7 +21,9 @@ func write(w http.ResponseWriter, text string) {
 	_ = http.NewResponseController(w).Flush()
 }
 
-func event(n int) string { return fmt.Sprintf("id: %d\nevent: message\ndata: {\"sequence\": %d}\n\n", n, n) }
+func event(n int) string {
+	return fmt.Sprintf("id: %d\nevent: message\ndata: {\"sequence\": %d}\n\n", n, n)
+}
 
 // The connection is cut at every place: inside an event, after one, before the first. Each event arrives once, in order.
 func TestStreamResumesWithoutGapsOrDuplicates(t *testing.T) {

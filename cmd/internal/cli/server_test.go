@@ -1,0 +1,100 @@
+package cli_test
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/rehomedb/rehome/internal/pgcluster"
+	"github.com/rehomedb/rehome/otp"
+)
+
+// startWithin bounds what a server needs to migrate and listen on a busy machine.
+const startWithin = 60 * time.Second
+
+// The scripts of testdata/server run the whole program: `rehome server` on a real control database, with the codes read
+// from its mailbox, and shards of a real cluster.
+func TestServer(t *testing.T) {
+	t.Parallel()
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata/server",
+		Setup: func(e *testscript.Env) error {
+			tb := e.T().(testing.TB)
+			e.Setenv("REHOME_DATABASE_URL", pgcluster.NewDatabase(tb, shared).Reveal())
+			e.Setenv("REHOME_SECRET", operator)
+			e.Setenv("REHOME_LISTEN", "127.0.0.1:0")
+			e.Setenv("REHOME_EMAIL_URL", "file://"+filepath.Join(e.WorkDir, "mail"))
+			e.Setenv("SHARD1", shared.DSN("postgres").Reveal())
+			e.Setenv("SOURCE", pgcluster.NewDatabase(tb, shared).Reveal())
+			e.Setenv("TERM", "xterm")
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"exits": exits, "ready": ready, "code": code, "sql": sql, "freeport": freePort,
+		},
+	})
+}
+
+// freeport: sets REHOME_LISTEN and REHOME_URL to an address that nobody listens on.
+func freePort(ts *testscript.TestScript, _ bool, _ []string) {
+	ln, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", "127.0.0.1:0")
+	ts.Check(err)
+	addr := ln.Addr().String()
+	ts.Check(ln.Close())
+	ts.Setenv("REHOME_LISTEN", addr)
+	ts.Setenv("REHOME_URL", "http://"+addr)
+}
+
+// ready: waits until the server answers /readyz.
+func ready(ts *testscript.TestScript, _ bool, _ []string) {
+	ctx, cancel := context.WithTimeout(context.Background(), startWithin)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, ts.Getenv("REHOME_URL")+"/readyz", nil)
+		ts.Check(err)
+		if resp, err := http.DefaultClient.Do(req); err == nil {
+			_ = resp.Body.Close()
+			if resp.StatusCode == http.StatusOK {
+				return
+			}
+		}
+		select {
+		case <-ctx.Done():
+			ts.Fatalf("the server is not ready within %s", startWithin)
+		case <-tick.C:
+		}
+	}
+}
+
+// code N: puts the code of the Nth mail into $CODE, and its challenge into $CHALLENGE.
+func code(ts *testscript.TestScript, _ bool, args []string) {
+	n, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	mails, err := otp.ReadMailbox(ts.MkAbs("mail"))
+	ts.Check(err)
+	if len(mails) < n {
+		ts.Fatalf("there are %d mails", len(mails))
+	}
+	ts.Setenv("CODE", mails[n-1].Code)
+	ts.Setenv("CHALLENGE", mails[n-1].Challenge)
+}
+
+// sql DSN STATEMENT: runs a statement.
+func sql(ts *testscript.TestScript, _ bool, args []string) {
+	ctx, cancel := context.WithTimeout(context.Background(), startWithin)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, args[0])
+	ts.Check(err)
+	defer func() { _ = conn.Close(ctx) }()
+	_, err = conn.Exec(ctx, args[1])
+	ts.Check(err)
+}
