@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/ed25519"
 	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -17,6 +16,7 @@ import (
 	"github.com/rehomedb/rehome/otp"
 	"github.com/rehomedb/rehome/progress"
 	"github.com/rehomedb/rehome/server/api"
+	"github.com/rehomedb/rehome/server/cutover"
 	"github.com/rehomedb/rehome/shard"
 	"github.com/rehomedb/rehome/tenant"
 )
@@ -122,7 +122,7 @@ func (s *Server) checkCertificate(ctx context.Context, d shard.Database, in api.
 	if c == nil {
 		return finding("no certificate of a cutover was given"), nil
 	}
-	if err := VerifyCertificate(*c); err != nil {
+	if err := verifyCertificate(*c); err != nil {
 		return finding("the certificate is not good: %s", err), nil
 	}
 	if c.Database != d.Name {
@@ -145,26 +145,14 @@ func (s *Server) checkCertificate(ctx context.Context, d shard.Database, in api.
 	return nil, nil
 }
 
-// VerifyCertificate checks a certificate's signature against the public key in it: ed25519 over its JSON without the
-// signature. That the key is the one of the installation that it names, only that installation can tell.
-func VerifyCertificate(c tenant.Certificate) error {
-	signature, err := base64.StdEncoding.DecodeString(c.Signature)
-	if err != nil {
-		return errors.New("its signature cannot be read")
-	}
+// verifyCertificate checks a certificate's signature against the public key in it. That the key is the one of the
+// installation that it names, only that installation can tell: it is the gate that binds a certificate to this side.
+func verifyCertificate(c tenant.Certificate) error {
 	key, err := base64.StdEncoding.DecodeString(c.PublicKey)
 	if err != nil || len(key) != ed25519.PublicKeySize {
 		return errors.New("its public key cannot be read")
 	}
-	c.Signature = ""
-	signed, err := json.Marshal(c)
-	if err != nil {
-		return fmt.Errorf("encode it: %w", err)
-	}
-	if !ed25519.Verify(key, signed, signature) {
-		return errors.New("its signature does not fit")
-	}
-	return nil
+	return cutover.Verify(c, key)
 }
 
 // deleteDatabase begins a deletion: after the code, a second mail asks to confirm.
