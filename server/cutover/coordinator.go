@@ -33,15 +33,20 @@ type Gateways interface {
 
 // Config is what a coordinator is made of. All but Gateways, Now and Crash is required.
 type Config struct {
-	Pool         *pgxpool.Pool // control database
-	Gateways     Gateways      // nil: nothing is held
-	Installation string
-	Key          ed25519.PrivateKey // signs certificates
-	Logger       *slog.Logger
-	Now          func() time.Time
+	Pool     *pgxpool.Pool // control database
+	Gateways Gateways      // nil: nothing is held
+	Signer   Signer
+	Logger   *slog.Logger
+	Now      func() time.Time
 	// Crash is for tests: it is called after every persisted step, and an error from it makes the coordinator stop where
 	// it stands, without cleaning up: ErrKilled with closed sockets, any other with open ones. Nil in production.
 	Crash func(step string) error
+}
+
+// Signer signs certificates in an installation's name.
+type Signer struct {
+	Installation string
+	Key          ed25519.PrivateKey
 }
 
 // Coordinator runs cutovers. It has no state of its own; any number may exist.

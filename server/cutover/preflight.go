@@ -1,0 +1,144 @@
+package cutover
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/rehomedb/rehome/tenant"
+)
+
+const (
+	// VerificationMaxAge is how old a clean verification may be: what it did not see is the tail.
+	VerificationMaxAge = 15 * time.Minute
+	// lagSamples and lagEvery: one good sample under load is luck.
+	lagSamples = 3
+	lagEvery   = 150 * time.Millisecond
+	// maxLagBytes is about what a pause of half a second can drain; maxLagMillis is most of that pause.
+	maxLagBytes  = 16 << 20
+	maxLagMillis = 400
+	// longTransaction is when a transaction at the source is worth naming: it can hold the fence up.
+	longTransaction = 2 * time.Second
+	// clientsNamed bounds the finding that lists direct clients.
+	clientsNamed = 12
+)
+
+// findings gathers findings from several goroutines.
+type findings struct {
+	mu   sync.Mutex
+	list []tenant.Finding
+}
+
+func (f *findings) add(severity tenant.Severity, code, object, remedy, format string, args ...any) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.list = append(f.list, tenant.Finding{Severity: severity, Code: code, Object: object, Message: fmt.Sprintf(format, args...), Remedy: remedy})
+}
+
+// preflight finds what stands in the way of a cutover and fills in what the attempt needs of the present. It changes
+// nothing. An error means that it could not look.
+func (r *run) preflight(ctx context.Context) error {
+	f := &findings{}
+	if err := r.checkVerification(ctx, f); err != nil {
+		return err
+	}
+	if err := r.checkLag(ctx, f); err != nil {
+		return err
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return r.checkSource(gctx, f) })
+	tops := make([]int64, len(r.job.Shards))
+	for i, s := range r.job.Shards {
+		g.Go(func() error {
+			top, err := checkShard(gctx, s, f)
+			tops[i] = top
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	r.shardTop = slices.Max(append(tops, 0))
+	for i := range f.list {
+		// Only these may be waved through; the others would make the cutover fail or lose something.
+		if f.list[i].Code == "fsync-off" || f.list[i].Code == "no-way-back" {
+			f.list[i].Acceptable = true
+			f.list[i].Accepted = slices.Contains(r.job.Accept, f.list[i].ID()) || f.list[i].Code == "no-way-back" && r.at.NoWayBack
+		}
+	}
+	slices.SortStableFunc(f.list, func(a, b tenant.Finding) int {
+		return strings.Compare(rank(a.Severity)+a.ID(), rank(b.Severity)+b.ID())
+	})
+	r.rec.Findings = f.list
+	return nil
+}
+
+func rank(s tenant.Severity) string {
+	switch s {
+	case tenant.Blocking:
+		return "0"
+	case tenant.Warning:
+		return "1"
+	}
+	return "2"
+}
+
+// checkVerification demands that the latest verification is clean and fresh.
+func (r *run) checkVerification(ctx context.Context, f *findings) error {
+	const verify = "run: rehome verify"
+	var id string
+	var raw []byte
+	var finished time.Time
+	err := r.c.cfg.Pool.QueryRow(ctx, `SELECT id, result, finished_at FROM rehome_control.verifications
+		WHERE replication = $1 AND finished_at IS NOT NULL ORDER BY finished_at DESC LIMIT 1`, r.job.Replication).Scan(&id, &raw, &finished)
+	if errors.Is(err, pgx.ErrNoRows) {
+		f.add(tenant.Blocking, "not-verified", r.job.Database, verify, "the replication was never verified")
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("read the latest verification: %w", err)
+	}
+	var v tenant.Verification
+	if err := json.Unmarshal(raw, &v); err != nil {
+		return fmt.Errorf("read the latest verification: %w", err)
+	}
+	r.rec.Verification, r.rec.Digest, r.rec.VerifiedLSN = id, v.Digest, v.LSN
+	if age := r.c.cfg.Now().Sub(finished); !v.Clean {
+		f.add(tenant.Blocking, "verification-not-clean", id, "see its differences, mend them and run: rehome verify", "the latest verification found differences")
+	} else if age > VerificationMaxAge {
+		f.add(tenant.Blocking, "verification-too-old", id, verify, "the latest verification is %s old; at most %s is allowed", age.Round(time.Second), VerificationMaxAge)
+	}
+	return nil
+}
+
+// checkLag demands that the replication is in sync and stays close behind.
+func (r *run) checkLag(ctx context.Context, f *findings) error {
+	if p := r.stream.Progress(); p.Phase != tenant.InSync && p.Phase != tenant.CuttingOver {
+		f.add(tenant.Blocking, "not-in-sync", r.job.Database, "wait until rehome replication-progress says in_sync", "the replication is %s", p.Phase)
+		return nil
+	}
+	for i := range lagSamples {
+		if i > 0 {
+			t := time.NewTimer(lagEvery)
+			select {
+			case <-ctx.Done():
+				t.Stop()
+				return context.Cause(ctx)
+			case <-t.C:
+			}
+		}
+		if p := r.stream.Progress(); p.LagBytes > maxLagBytes || p.LagMillis > maxLagMillis {
+			f.add(tenant.Blocking, "lag", r.job.Database, "wait for a quieter moment", "the shards are %d bytes or %.0f ms behind the source; at most %d bytes and %d ms fit into the pause", p.LagBytes, p.LagMillis, int64(maxLagBytes), maxLagMillis)
+			return nil
+		}
+	}
+	return nil
+}

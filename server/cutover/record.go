@@ -1,0 +1,172 @@
+package cutover
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/rehomedb/rehome/gate"
+	"github.com/rehomedb/rehome/tenant"
+)
+
+// record is what rehome_control.cutovers keeps of an attempt in its column report: the report for people, and what
+// another server needs to finish it.
+type record struct {
+	Report
+	Epoch        int64                  `json:"gate_epoch"`
+	HeldAt       time.Time              `json:"held_at,omitzero"`
+	DecidedAt    time.Time              `json:"decided_at,omitzero"`
+	MarkerLSN    tenant.LSN             `json:"marker_lsn,omitempty"`
+	Shards       []tenant.ShardPosition `json:"shards,omitempty"`
+	Frozen       []tenant.SequenceValue `json:"frozen_sequences,omitempty"` // the source's, as they were before
+	Sequences    []tenant.SequenceSet   `json:"sequences,omitempty"`
+	Verification string                 `json:"verification,omitempty"`
+	Digest       string                 `json:"verification_digest,omitempty"`
+	VerifiedLSN  tenant.LSN             `json:"verified_lsn,omitempty"`
+	SystemID     string                 `json:"source_system_identifier,omitempty"`
+	ApprovedBy   string                 `json:"approved_by,omitempty"`
+	Error        string                 `json:"error,omitempty"`
+}
+
+// raise moves the source's gate up where a shard's is ahead of it, from an earlier replication: it would not follow.
+func (r *run) raise(ctx context.Context) error {
+	if r.shardTop < r.rec.Epoch {
+		return nil
+	}
+	conn, err := gate.SourceSession(ctx, r.job.Source)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	s, err := gate.Raise(ctx, conn, r.rec.Epoch, r.shardTop+1)
+	if err != nil {
+		return err
+	}
+	r.rec.Epoch = s.Epoch
+	return nil
+}
+
+// intend writes the intent down, durably, before the gate is touched.
+func (r *run) intend(ctx context.Context) error {
+	r.rec.ApprovedBy = r.at.ApprovedBy
+	raw, err := json.Marshal(r.rec)
+	if err != nil {
+		return fmt.Errorf("write the intent down: %w", err)
+	}
+	_, err = r.c.cfg.Pool.Exec(ctx, `INSERT INTO rehome_control.cutovers (attempt, replication, direction, gate_epoch, step, max_pause_ms, approved_by, report)
+		VALUES ($1, $2, 'cutover', $3, $4, $5, $6, $7)`, r.at.ID, r.job.Replication, r.rec.Epoch, StepIntent, r.at.MaxPause.Milliseconds(), r.at.ApprovedBy, raw)
+	if err != nil {
+		return fmt.Errorf("write the intent down: %w", err)
+	}
+	return nil
+}
+
+// save persists the step with the draft of the report. Within the pause it does not wait for the control database's
+// disk: should the row be lost, RESOLVE needs no more than the intent.
+func (r *run) save(ctx context.Context, step string, durable bool) error {
+	raw, err := json.Marshal(r.rec)
+	if err != nil {
+		return fmt.Errorf("write step %s down: %w", step, err)
+	}
+	batch := &pgx.Batch{}
+	if !durable {
+		batch.Queue(`SELECT set_config('synchronous_commit', 'off', true)`)
+	}
+	var n int64
+	batch.Queue(`UPDATE rehome_control.cutovers SET step = $2, report = $3 WHERE attempt = $1 AND finished_at IS NULL`, r.at.ID, step, raw).
+		Exec(func(ct pgconn.CommandTag) error { n = ct.RowsAffected(); return nil })
+	// A batch is one implicit transaction, so the setting covers its commit.
+	if err := r.c.cfg.Pool.SendBatch(ctx, batch).Close(); err != nil {
+		return fmt.Errorf("write step %s down: %w", step, err)
+	}
+	if n == 0 {
+		return errTaken
+	}
+	return nil
+}
+
+// step runs and times something.
+func (r *run) step(name string, fn func() error) error {
+	start := time.Now()
+	err := fn()
+	r.rec.Steps = append(r.rec.Steps, stepTime(name, start))
+	return err
+}
+
+// mark runs, times and persists a step.
+func (r *run) mark(ctx context.Context, name string, fn func() error) error {
+	if err := r.step(name, fn); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	if err := r.save(ctx, name, false); err != nil {
+		return err
+	}
+	return r.c.crash(name)
+}
+
+// finish writes the outcome down, once: whoever comes later leaves it as it is.
+func (c *Coordinator) finish(ctx context.Context, rec *record, cert *tenant.Certificate) error {
+	raw, err := json.Marshal(rec)
+	if err != nil {
+		return fmt.Errorf("write the outcome down: %w", err)
+	}
+	var certificate []byte
+	if cert != nil {
+		if certificate, err = json.Marshal(cert); err != nil {
+			return fmt.Errorf("write the certificate down: %w", err)
+		}
+	}
+	_, err = c.cfg.Pool.Exec(ctx, `UPDATE rehome_control.cutovers SET step = $2, outcome = $3, report = $4, certificate = $5, finished_at = now()
+		WHERE attempt = $1 AND finished_at IS NULL`, rec.Attempt, StepFinished, rec.Outcome, raw, certificate)
+	if err != nil {
+		return fmt.Errorf("write the outcome down: %w", err)
+	}
+	return nil
+}
+
+// certify signs the certificate and finishes the attempt.
+func (c *Coordinator) certify(ctx context.Context, job Job, rec *record, state gate.State) error {
+	cert := &tenant.Certificate{
+		Version: CertificateVersion, Installation: c.cfg.Signer.Installation, Database: job.Database, Source: job.SourceLabel, Target: job.TargetURL,
+		Replication: job.Replication, Attempt: rec.Attempt, GateEpoch: state.Epoch, Placement: job.Placement, SystemID: rec.SystemID,
+		MarkerLSN: rec.MarkerLSN, Shards: rec.Shards, Verification: rec.Verification, Digest: rec.Digest, VerifiedLSN: rec.VerifiedLSN,
+		Sequences: rec.Sequences, PauseMillis: rec.PauseMillis, Steps: rec.Steps, ApprovedBy: rec.ApprovedBy, DecidedAt: rec.DecidedAt,
+	}
+	if cert.Sequences == nil {
+		cert.Sequences = []tenant.SequenceSet{}
+	}
+	if err := Sign(cert, c.cfg.Signer.Key); err != nil {
+		return err
+	}
+	// The row keeps the certificate once, in its own column.
+	rec.Certificate = nil
+	if err := c.finish(ctx, rec, cert); err != nil {
+		return err
+	}
+	rec.Certificate = cert
+	return nil
+}
+
+// decidedBy reports whether the state is the decision of this attempt for the target.
+func decidedBy(s gate.State, attempt string, e int64) bool {
+	return s.Side == gate.SideTarget && s.Epoch == e+1 && s.Attempt == attempt
+}
+
+// isSequenceMoved: ALTER SEQUENCE … MAXVALUE below the sequence's value (invalid_parameter_value).
+func isSequenceMoved(err error) bool {
+	pe, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && pe.Code == "22023"
+}
+
+// millis rounds to microseconds, so that a figure keeps its text in any JSON store.
+func millis(d time.Duration) float64 { return math.Round(float64(d)/float64(time.Microsecond)) / 1000 }
+
+func stepTime(name string, start time.Time) tenant.StepTime {
+	return tenant.StepTime{Step: name, Millis: millis(time.Since(start))}
+}

@@ -1,0 +1,136 @@
+package cutover
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/rehomedb/rehome/gate"
+	"github.com/rehomedb/rehome/tenant"
+)
+
+// Resolution is what ResolveAndFollow found.
+type Resolution struct {
+	State    gate.State // the gate's, committed
+	Resolved []Report   // attempts that were unfinished and have an outcome now
+}
+
+// Decided reports whether the target may write.
+func (r Resolution) Decided() bool { return r.State.Side == gate.SideTarget }
+
+// ResolveAndFollow ends what another server, or this one before a crash, left unfinished: it resolves every unfinished
+// attempt of the replication at the source, makes the shards follow the gate, and writes outcomes and certificates. It
+// may be called at any time, by several servers at once, except while this server itself runs an attempt that it wants
+// to succeed: it would abort it. KindUnavailable while the source or a shard cannot be reached; call it again then.
+// A source without a gate (before the first preparation, or after its removal) has nothing to resolve.
+func (c *Coordinator) ResolveAndFollow(ctx context.Context, job Job) (Resolution, error) {
+	recs, err := c.unfinished(ctx, job.Replication)
+	if err != nil {
+		return Resolution{}, err
+	}
+	var res Resolution
+	if len(recs) == 0 {
+		// What the gate says is committed, and following it is always right.
+		res.State, err = c.readGate(ctx, job.Source)
+		if errors.Is(err, gate.ErrNoGate) {
+			return res, nil
+		}
+		if err != nil || !res.Decided() {
+			return res, err
+		}
+		return res, c.followAll(ctx, job, res.State)
+	}
+	for _, rec := range recs {
+		res.State, err = gate.Resolve(ctx, job.Source, rec.Epoch)
+		if err != nil {
+			return res, &tenant.Error{Kind: tenant.KindUnavailable, Code: "cutover-in-doubt", Message: "the source cannot be asked which side may write",
+				Hint: "the shards stay closed until it answers", Err: err}
+		}
+	}
+	// The last resolution's state is the newest: epochs only rise.
+	if err := c.followAll(ctx, job, res.State); err != nil {
+		return res, followUpError(err)
+	}
+	opened := c.cfg.Now()
+	for _, rec := range recs {
+		if decidedBy(res.State, rec.Attempt, rec.Epoch) {
+			rec.Outcome = OutcomeTarget
+			if rec.DecidedAt.IsZero() {
+				rec.DecidedAt = opened.UTC().Truncate(time.Microsecond)
+			}
+			if !rec.HeldAt.IsZero() {
+				rec.PauseMillis = millis(opened.Sub(rec.HeldAt))
+			}
+			if err := c.certify(ctx, job, rec, res.State); err != nil {
+				return res, followUpError(err)
+			}
+		} else {
+			rec.Outcome = OutcomeSource
+			if rec.Error == "" {
+				rec.Error = "the server that ran the attempt went away"
+			}
+			if err := c.finish(ctx, rec, nil); err != nil {
+				return res, followUpError(err)
+			}
+		}
+		c.cfg.Logger.Info("resolved an unfinished cutover", "replication", job.Replication, "attempt", rec.Attempt, "outcome", rec.Outcome, "gate_epoch", res.State.Epoch)
+		res.Resolved = append(res.Resolved, rec.Report)
+	}
+	if g := c.cfg.Gateways; g != nil {
+		if err := g.Reload(ctx); err != nil {
+			c.cfg.Logger.Warn("make the gateways read their routes", "error", err) // they do so by themselves before long
+		}
+	}
+	return res, nil
+}
+
+// unfinished reads the attempts without an outcome, oldest first.
+func (c *Coordinator) unfinished(ctx context.Context, replication string) ([]*record, error) {
+	rows, err := c.cfg.Pool.Query(ctx, `SELECT attempt, gate_epoch, report FROM rehome_control.cutovers
+		WHERE replication = $1 AND direction = 'cutover' AND finished_at IS NULL ORDER BY gate_epoch, started_at`, replication)
+	if err != nil {
+		return nil, fmt.Errorf("look for unfinished attempts: %w", err)
+	}
+	recs, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*record, error) {
+		var attempt string
+		var epoch int64
+		var raw []byte
+		if err := row.Scan(&attempt, &epoch, &raw); err != nil {
+			return nil, err
+		}
+		rec := &record{}
+		if err := json.Unmarshal(raw, rec); err != nil {
+			return nil, err
+		}
+		rec.Attempt, rec.Epoch = attempt, epoch
+		return rec, nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("look for unfinished attempts: %w", err)
+	}
+	return recs, nil
+}
+
+func (c *Coordinator) followAll(ctx context.Context, job Job, state gate.State) error {
+	ctx, cancel := context.WithTimeout(ctx, followTimeout)
+	defer cancel()
+	var g errgroup.Group
+	for _, s := range job.Shards {
+		g.Go(func() error { return followShard(ctx, s, state) })
+	}
+	return g.Wait()
+}
+
+func (c *Coordinator) readGate(ctx context.Context, source tenant.DSN) (gate.State, error) {
+	conn, err := gate.SourceSession(ctx, source)
+	if err != nil {
+		return gate.State{}, err
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	return gate.ReadGate(ctx, conn)
+}

@@ -1,0 +1,479 @@
+package cutover
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/rehomedb/rehome/gate"
+	"github.com/rehomedb/rehome/replicator/catalog"
+	"github.com/rehomedb/rehome/tenant"
+)
+
+const (
+	// deadlineGrace is how much later than the deadline a statement is cut off by closing its session. The server's own
+	// timeouts come first, and leave a session that can still roll back.
+	deadlineGrace = 300 * time.Millisecond
+	// holdGrace is how much longer than the maximum pause gateways hold: taking an attempt back takes its time too.
+	holdGrace = 3 * time.Second
+	// resolveTimeout bounds RESOLVE at the end of a failed attempt. The attempt stays unfinished after it, for any
+	// server to resolve later.
+	resolveTimeout = 20 * time.Second
+	// followTimeout bounds FOLLOW at the end of an attempt; a shard that cannot be reached until then is opened later.
+	followTimeout = 30 * time.Second
+	// followRetry is the pause between two tries to reach a shard.
+	followRetry = 250 * time.Millisecond
+	// standbyTimeout bounds the wait for visible standbys after the decision; it is reported when it was not enough.
+	standbyTimeout = time.Second
+	// freezeTries bounds how often sequences are read anew because somebody drew from them meanwhile.
+	freezeTries = 20
+)
+
+// Errors that end an attempt.
+var (
+	// ErrKilled is what a Crash hook returns for a death with closed sockets.
+	ErrKilled = errors.New("killed by a test")
+
+	errDeadline = errors.New("the maximum pause is over")
+	errTaken    = errors.New("another server resolved this attempt")
+)
+
+// run is one attempt under way.
+type run struct {
+	c      *Coordinator
+	job    Job
+	at     Attempt
+	stream Stream
+	rec    *record
+	log    *slog.Logger
+
+	gate     *gate.Attempt
+	shards   []*shardSession
+	release  func()
+	deadline time.Time
+	shardTop int64 // the highest epoch of a shard's gate
+}
+
+// shardSession is what the pause needs at a shard, open and warm: one session holds the prelock and opens, the other sets
+// sequences.
+type shardSession struct {
+	Shard
+	conn, aside *pgx.Conn
+	follower    *gate.Follower
+}
+
+// Run moves the write authority to the target, or restores the former state. A dry run returns findings and changes
+// nothing. Errors are *tenant.Error:
+//
+//   - KindRefused, with findings: the preflight; nothing was touched
+//   - KindTimeout: the source goes on as before; the report names who was in the way
+//   - KindConflict: the gate is not at the source any more
+//   - KindUnavailable, code cutover-in-doubt: the source could not be asked for the outcome; call ResolveAndFollow
+//   - KindUnavailable, code cutover-follow: the target has the authority, but not every shard could be opened yet; the
+//     same
+//
+// The stream must go on during the attempt and after it.
+func (c *Coordinator) Run(ctx context.Context, job Job, stream Stream, at Attempt) (Report, error) {
+	if at.ID == "" {
+		at.ID = strings.ToLower(rand.Text()[:16])
+	}
+	if at.MaxPause <= 0 {
+		at.MaxPause = DefaultMaxPause
+	}
+	r := &run{c: c, job: job, at: at, stream: stream, log: c.cfg.Logger.With("replication", job.Replication, "attempt", at.ID),
+		rec: &record{Report: Report{Attempt: at.ID}}}
+	if at.DryRun {
+		r.rec.Attempt, r.rec.Outcome = "", OutcomeDryRun
+		err := r.step("preflight", func() error { return r.preflight(ctx) })
+		return r.rec.Report, err
+	}
+	if _, err := c.ResolveAndFollow(ctx, job); err != nil { // what an earlier server left
+		return r.rec.Report, err
+	}
+	if err := r.step("preflight", func() error { return r.preflight(ctx) }); err != nil {
+		return r.rec.Report, err
+	}
+	if tenant.Blocks(r.rec.Findings) {
+		return r.rec.Report, &tenant.Error{Kind: tenant.KindRefused, Code: "cutover-refused", Message: "the cutover's preflight found what stands in its way",
+			Hint: "see the findings; each names its remedy", Findings: r.rec.Findings}
+	}
+	if err := r.raise(ctx); err != nil {
+		return r.rec.Report, err
+	}
+	if err := r.intend(ctx); err != nil {
+		return r.rec.Report, err
+	}
+	if err := c.crash(StepIntent); err != nil {
+		return r.die(err)
+	}
+	err := r.attempt(ctx)
+	if crashed(err) {
+		return r.die(err)
+	}
+	if err != nil {
+		return r.takeBack(ctx, err)
+	}
+	return r.complete(ctx, r.decided())
+}
+
+// decided is the state that our own answered COMMIT made.
+func (r *run) decided() gate.State {
+	return gate.State{Epoch: r.rec.Epoch + 1, Side: gate.SideTarget, Attempt: r.at.ID, NewURL: r.job.TargetURL}
+}
+
+// attempt goes up to and including the decision. nil: the COMMIT was answered.
+func (r *run) attempt(ctx context.Context) error {
+	if err := r.mark(ctx, StepPrelock, func() error { return r.prelock(ctx) }); err != nil {
+		return err
+	}
+	held := time.Now()
+	r.rec.HeldAt = r.c.cfg.Now().UTC()
+	r.deadline = held.Add(r.at.MaxPause)
+	until := r.c.cfg.Now().Add(r.at.MaxPause)
+	cut, cancel := context.WithDeadlineCause(ctx, r.deadline.Add(deadlineGrace), errDeadline)
+	defer cancel()
+	bound, cancelBound := context.WithDeadlineCause(ctx, r.deadline, errDeadline)
+	defer cancelBound()
+
+	steps := []struct {
+		name string
+		fn   func() error
+	}{
+		{StepHold, func() error {
+			if g := r.c.cfg.Gateways; g != nil {
+				r.release = g.Hold(r.job.Database, until.Add(holdGrace))
+			}
+			return nil
+		}},
+		{StepFence, func() error { return r.gate.Fence(cut, r.deadline) }},
+		{StepMarker, func() error { return r.gate.Marker(cut) }},
+		{StepDrain, func() error { return r.drain(bound, cut) }},
+		{StepSequences, func() error { return r.sequences(cut) }},
+		{StepTail, func() error {
+			if r.at.Tail == nil {
+				return nil
+			}
+			return r.at.Tail(cut, r.gate.Tx())
+		}},
+	}
+	for _, s := range steps {
+		if err := r.mark(cut, s.name, s.fn); err != nil {
+			return err
+		}
+	}
+	if err := r.gate.Touch(cut); err != nil {
+		return err
+	}
+	if err := r.save(cut, StepCommitting, true); err != nil {
+		return err
+	}
+	if err := r.c.crash(StepCommitting); err != nil {
+		return err
+	}
+	if err := r.step("commit", func() error { return r.gate.Commit(cut) }); err != nil {
+		return err
+	}
+	return r.c.crash(StepCommitted)
+}
+
+// prelock opens every session that the pause will need and locks against maintenance, on both sides.
+func (r *run) prelock(ctx context.Context) error {
+	var err error
+	r.gate, err = gate.Open(ctx, gate.Config{Source: r.job.Source, Attempt: r.at.ID, Epoch: r.rec.Epoch, NewURL: r.job.TargetURL})
+	if err != nil {
+		return err
+	}
+	r.shards = make([]*shardSession, len(r.job.Shards))
+	g, gctx := errgroup.WithContext(ctx)
+	for i, sh := range r.job.Shards {
+		s := &shardSession{Shard: sh}
+		r.shards[i] = s
+		g.Go(func() (err error) {
+			if s.conn, err = gate.ShardSession(gctx, sh.DSN); err != nil {
+				return fmt.Errorf("shard %s: %w", sh.Name, err)
+			}
+			if s.aside, err = gate.ShardSession(gctx, sh.DSN); err != nil {
+				return fmt.Errorf("shard %s: %w", sh.Name, err)
+			}
+			if s.follower, err = gate.PrepareFollow(gctx, s.conn); err != nil {
+				return fmt.Errorf("shard %s: %w", sh.Name, err)
+			}
+			return nil
+		})
+	}
+	g.Go(func() error { return r.gate.Prelock(gctx) })
+	return g.Wait()
+}
+
+// drain waits for the marker at every shard; the fence's triggers are made meanwhile.
+func (r *run) drain(bound, cut context.Context) error {
+	var g errgroup.Group
+	g.Go(func() (err error) {
+		r.rec.MarkerLSN, r.rec.Shards, err = r.stream.WaitMarker(bound, r.at.ID)
+		if err == nil && r.rec.MarkerLSN <= r.rec.VerifiedLSN {
+			return fmt.Errorf("the marker's position %s is not after the verification's %s", r.rec.MarkerLSN, r.rec.VerifiedLSN)
+		}
+		slices.SortFunc(r.rec.Shards, func(a, b tenant.ShardPosition) int { return strings.Compare(a.Shard, b.Shard) })
+		return err
+	})
+	g.Go(func() error { return r.gate.CreateTriggers(cut) })
+	return g.Wait()
+}
+
+// sequences freezes the source's behind the fence and sets the shards' ahead of them.
+func (r *run) sequences(ctx context.Context) error {
+	if r.job.Catalogue == nil || len(r.job.Catalogue.Sequences) == 0 {
+		r.rec.Sequences = []tenant.SequenceSet{}
+		return nil
+	}
+	tx := r.gate.Tx()
+	var values []tenant.SequenceValue
+	for try := 1; ; try++ {
+		// A savepoint: nextval() takes no table lock, so a value may be drawn between reading and freezing.
+		err := pgx.BeginFunc(ctx, tx, func(sp pgx.Tx) (err error) {
+			if values, err = catalog.ReadSequences(ctx, sp.Conn(), r.job.Catalogue); err != nil {
+				return err
+			}
+			return catalog.FreezeSequences(ctx, sp, values)
+		})
+		if err == nil {
+			break
+		}
+		if try == freezeTries || !isSequenceMoved(err) || ctx.Err() != nil {
+			return err
+		}
+	}
+	if err := r.gate.Touch(ctx); err != nil {
+		return err
+	}
+	r.rec.Frozen = values
+	step := catalog.Step(len(r.shards))
+	sets := make([][]tenant.SequenceSet, len(r.shards))
+	g, gctx := errgroup.WithContext(ctx)
+	for i, s := range r.shards {
+		g.Go(func() (err error) {
+			if sets[i], err = catalog.SetSequences(gctx, s.aside, values, s.Ordinal, step); err != nil {
+				return fmt.Errorf("shard %s: %w", s.Name, err)
+			}
+			for k := range sets[i] {
+				sets[i][k].Shard = s.Name
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	r.rec.Sequences = slices.Concat(sets...)
+	return nil
+}
+
+// takeBack ends an attempt that met an error: nothing of it stays, unless a COMMIT was under way and won.
+func (r *run) takeBack(ctx context.Context, cause error) (Report, error) {
+	r.log.Warn("cutover attempt is taken back", "error", cause)
+	ctx = context.WithoutCancel(ctx) // a server that stops still takes back what it began
+	start := time.Now()
+	if r.gate != nil {
+		for _, c := range r.gate.Culprits() {
+			r.rec.Culprits = append(r.rec.Culprits, c.String())
+		}
+		r.gate.Rollback(ctx)
+	}
+	for _, s := range r.shards {
+		if s != nil {
+			s.follower.Release(ctx)
+		}
+	}
+	rctx, cancel := context.WithTimeout(ctx, resolveTimeout)
+	defer cancel()
+	state, err := gate.Resolve(rctx, r.job.Source, r.rec.Epoch)
+	r.rec.Steps = append(r.rec.Steps, stepTime("resolve", start))
+	if err != nil {
+		r.closeSessions(ctx) // the hold expires by itself
+		return r.rec.Report, &tenant.Error{Kind: tenant.KindUnavailable, Code: "cutover-in-doubt", Message: "the source cannot be asked which side may write",
+			Hint: "the shards stay closed until it answers; then the attempt is resolved by itself", Err: err}
+	}
+	if decidedBy(state, r.at.ID, r.rec.Epoch) {
+		return r.complete(ctx, state)
+	}
+	if !r.rec.HeldAt.IsZero() {
+		r.rec.PauseMillis = millis(r.c.cfg.Now().Sub(r.rec.HeldAt))
+	}
+	r.letGo()
+	r.closeSessions(ctx)
+	r.rec.Outcome = OutcomeSource
+	r.rec.Error = cause.Error()
+	if err := r.c.finish(ctx, r.rec, nil); err != nil {
+		r.log.Error("record the attempt's end", "error", err)
+	}
+	return r.rec.Report, r.failure(cause)
+}
+
+// failure is what a person reads of an attempt that was taken back.
+func (r *run) failure(cause error) error {
+	e := &tenant.Error{Kind: tenant.KindTimeout, Code: "cutover-taken-back", Message: "the cutover met an error and was taken back; the source goes on", Hint: "mend the cause, then try again", Err: cause}
+	if errors.Is(cause, errDeadline) || errors.Is(cause, gate.ErrNotFenced) || errors.Is(cause, context.DeadlineExceeded) {
+		e.Code, e.Message = "cutover-timed-out", fmt.Sprintf("the cutover did not fit into the maximum pause of %s and was taken back; the source goes on", r.at.MaxPause)
+		e.Hint = "try again at a quieter time, or with a longer --max-pause"
+	}
+	if errors.Is(cause, gate.ErrGateMoved) {
+		e.Kind = tenant.KindConflict
+	}
+	if n := len(r.rec.Culprits); n > 0 {
+		e.Hint = "in the way: " + strings.Join(r.rec.Culprits, "; ")
+		for _, c := range r.rec.Culprits {
+			e.Findings = append(e.Findings, tenant.Finding{Severity: tenant.Warning, Code: "in-the-way", Object: "source", Message: c, Remedy: "let it end, or end it: SELECT pg_terminate_backend(pid)"})
+		}
+	}
+	return e
+}
+
+// complete is everything after the decision: forward only, idempotent, and finished by another server if this one dies.
+func (r *run) complete(ctx context.Context, state gate.State) (Report, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), followTimeout)
+	defer cancel()
+	r.rec.Outcome, r.rec.DecidedAt = OutcomeTarget, r.c.cfg.Now().UTC().Truncate(time.Microsecond)
+	start := time.Now()
+	if r.gate != nil && !r.gate.Second().IsClosed() {
+		if behind, err := gate.WaitStandbys(ctx, r.gate.Second(), standbyTimeout); err != nil || behind > 0 {
+			r.log.Warn("standbys of the source are behind the decision", "standbys", behind, "error", err)
+			r.rec.Findings = append(r.rec.Findings, tenant.Finding{Severity: tenant.Warning, Code: "standby-behind", Object: "source",
+				Message: "a standby of the source had not received the decision when the target opened", Remedy: "do not fail over to it before it has caught up"})
+		}
+	}
+	var opening errgroup.Group
+	var first sync.Once
+	var crashErr error
+	opening.Go(func() error {
+		return r.follow(ctx, state, func() {
+			first.Do(func() { crashErr = r.c.crash(StepFollowOne) })
+		})
+	})
+	// Written beside the opening, not before it: whether it arrives changes nothing.
+	saved := r.save(ctx, StepDecided, false)
+	followed := opening.Wait()
+	if crashErr != nil {
+		return r.die(crashErr)
+	}
+	if err := r.c.crash(StepDecided); err != nil {
+		return r.die(err)
+	}
+	r.rec.Steps = append(r.rec.Steps, stepTime("follow", start))
+	if followed != nil {
+		r.closeSessions(ctx)
+		return r.rec.Report, followUpError(followed)
+	}
+	if !r.rec.HeldAt.IsZero() {
+		r.rec.PauseMillis = millis(r.c.cfg.Now().Sub(r.rec.HeldAt))
+	}
+	if saved != nil {
+		r.log.Warn("write the decision down", "error", saved)
+	}
+	if err := r.mark(ctx, StepFollowed, func() error { return nil }); err != nil {
+		if crashed(err) {
+			return r.die(err)
+		}
+		r.log.Warn("write the opening down", "error", err)
+	}
+	if g := r.c.cfg.Gateways; g != nil {
+		if err := g.Reload(ctx); err != nil {
+			r.log.Warn("make the gateways read their routes", "error", err) // they do so by themselves before long
+		}
+	}
+	r.letGo()
+	r.closeSessions(ctx)
+	if err := r.c.certify(ctx, r.job, r.rec, state); err != nil {
+		return r.rec.Report, followUpError(err)
+	}
+	if err := r.c.crash(StepFinished); err != nil {
+		return r.die(err)
+	}
+	return r.rec.Report, nil
+}
+
+func followUpError(err error) error {
+	return &tenant.Error{Kind: tenant.KindUnavailable, Code: "cutover-follow", Message: "the target may write, but not everything agrees with that yet",
+		Hint: "it is carried on by itself as soon as what is missing can be reached", Err: err}
+}
+
+// follow opens every shard, side by side; opened is called as each is done.
+func (r *run) follow(ctx context.Context, state gate.State, opened func()) error {
+	var g errgroup.Group
+	for _, s := range r.shards {
+		g.Go(func() error {
+			if s.follower != nil && !s.conn.IsClosed() && s.conn.PgConn().TxStatus() == 'T' {
+				if _, err := s.follower.Follow(ctx, state); err == nil {
+					opened()
+					return nil
+				}
+			}
+			if s.conn != nil { // it may hold the prelock that the next session would wait for
+				_ = s.conn.Close(ctx)
+			}
+			if err := followShard(ctx, s.Shard, state); err != nil {
+				return err
+			}
+			opened()
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// followShard makes one shard follow by a session of its own, and tries until ctx ends.
+func followShard(ctx context.Context, s Shard, state gate.State) error {
+	for {
+		err := func() error {
+			conn, err := gate.ShardSession(ctx, s.DSN)
+			if err != nil {
+				return err
+			}
+			defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+			_, err = gate.Follow(ctx, conn, state)
+			return err
+		}()
+		if err == nil {
+			return nil
+		}
+		t := time.NewTimer(followRetry)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return fmt.Errorf("shard %s: %w", s.Name, err)
+		case <-t.C:
+		}
+	}
+}
+
+// letGo lets held work go on.
+func (r *run) letGo() {
+	if r.release != nil {
+		r.release()
+		r.release = nil
+	}
+}
+
+func (r *run) closeSessions(ctx context.Context) {
+	if r.gate != nil {
+		r.gate.Close(ctx)
+	}
+	for _, s := range r.shards {
+		if s == nil {
+			continue
+		}
+		for _, conn := range []*pgx.Conn{s.conn, s.aside} {
+			if conn != nil {
+				_ = conn.Close(ctx) // its transaction is over, or is to be rolled back
+			}
+		}
+	}
+}
