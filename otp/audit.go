@@ -17,8 +17,7 @@ func (s *Service) audit(ctx context.Context, e AuditEntry, err error) error {
 	e.At, e.Outcome = s.now(), OutcomeOK
 	if err != nil {
 		e.Outcome = OutcomeFailed
-		var te *tenant.Error
-		if errors.As(err, &te) {
+		if te, ok := errors.AsType[*tenant.Error](err); ok {
 			e.Detail["reason"] = te.Code
 			if te.Kind == tenant.KindUnauthorised || te.Kind == tenant.KindInvalid || te.Kind == tenant.KindConflict {
 				e.Outcome = OutcomeRefused

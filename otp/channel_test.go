@@ -118,7 +118,11 @@ func TestSMTP(t *testing.T) {
 	t.Parallel()
 	https := httptest.NewTLSServer(nil) // lends its certificate for 127.0.0.1
 	t.Cleanup(https.Close)
-	roots := https.Client().Transport.(*http.Transport).TLSClientConfig
+	transport, ok := https.Client().Transport.(*http.Transport)
+	if !ok {
+		t.Fatal("the test's client has another transport")
+	}
+	roots := transport.TLSClientConfig
 	serverTLS := &tls.Config{Certificates: https.TLS.Certificates, MinVersion: tls.VersionTLS12}
 
 	for _, c := range []struct {

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/big"
@@ -35,7 +36,7 @@ func canonicalJSON(plan any) ([]byte, error) {
 	if err := dec.Decode(&v); err != nil {
 		return nil, fmt.Errorf("read the plan: %w", err)
 	}
-	if _, err := dec.Token(); err != io.EOF { //nolint:errorlint // Decoder.Token returns io.EOF itself
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
 		return nil, fmt.Errorf("read the plan: more than one value")
 	}
 	out, err := json.Marshal(v) // sorts the keys of maps

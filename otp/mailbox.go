@@ -56,7 +56,7 @@ func ReadMailbox(dir string) ([]Mail, error) {
 }
 
 func readMail(path string) (Mail, error) {
-	f, err := os.Open(path) //nolint:gosec // the path comes from listing the operator's own mailbox
+	f, err := os.Open(path)
 	if err != nil {
 		return Mail{}, err
 	}

@@ -212,7 +212,7 @@ func (s *Service) checkSeed(ctx context.Context, tx pgx.Tx, email, code string, 
 	current := now.Unix() / totpPeriod
 	match := int64(-1)
 	for step := max(current-totpSkew, 0); step <= current+totpSkew; step++ {
-		want, err := hotp.GenerateCode(seed, uint64(step)) //nolint:gosec // steps are not negative
+		want, err := hotp.GenerateCode(seed, uint64(step))
 		if err != nil {
 			return nil, errors.New("compute the authenticator's code") // the cause could quote the seed
 		}
@@ -234,8 +234,7 @@ func (s *Service) checkSeed(ctx context.Context, tx pgx.Tx, email, code string, 
 
 // asRefusal tells an error that refuses from one that failed.
 func asRefusal(err error) (refused, failed error) {
-	var te *tenant.Error
-	if errors.As(err, &te) {
+	if te, ok := errors.AsType[*tenant.Error](err); ok {
 		return te, nil
 	}
 	return nil, err

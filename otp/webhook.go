@@ -79,8 +79,7 @@ func (c *webhookChannel) Send(ctx context.Context, m Message) error {
 	id := "msg_" + rand.Text()
 	_, err = backoff.Retry(ctx, func() (struct{}, error) { return struct{}{}, c.post(ctx, id, body) }, backoff.WithMaxTries(webhookTries))
 	if err != nil {
-		var permanent *backoff.PermanentError
-		if errors.As(err, &permanent) {
+		if permanent, ok := errors.AsType[*backoff.PermanentError](err); ok {
 			err = permanent.Err
 		}
 		return undelivered(c, err)
@@ -104,8 +103,8 @@ func (c *webhookChannel) post(ctx context.Context, id string, body []byte) error
 	req.Header.Set(standardwebhooks.HeaderWebhookSignature, signature)
 	resp, err := c.client.Do(req)
 	if err != nil {
-		var ue *url.Error // its text has the URL, whose path or query may be secret
-		if errors.As(err, &ue) {
+		// The error's text has the URL, whose path or query may be secret.
+		if ue, ok := errors.AsType[*url.Error](err); ok {
 			err = ue.Err
 		}
 		return err

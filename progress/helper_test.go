@@ -89,6 +89,6 @@ func eventually(t *testing.T, what string, ok func() bool) {
 		if time.Now().After(deadline) {
 			t.Fatalf("not in time: %s", what)
 		}
-		time.Sleep(10 * time.Millisecond) // the pause of a poll
+		<-time.After(10 * time.Millisecond)
 	}
 }

@@ -160,19 +160,24 @@ func (l *Log) setListening(on bool) {
 func (l *Log) Run(ctx context.Context) error {
 	pause := backoff.NewExponentialBackOff()
 	pause.MaxInterval = maxListenBackoff
-	for {
-		err := l.listen(ctx, pause.Reset)
-		l.setListening(false)
-		if ctx.Err() != nil {
-			return nil
-		}
-		d := pause.NextBackOff()
-		l.logger.WarnContext(ctx, "listening for events was interrupted", "error", err, "retry_in", d)
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(d):
-		}
+	for ctx.Err() == nil {
+		l.listenOnce(ctx, pause)
+	}
+	return nil
+}
+
+// listenOnce listens until the connection is lost, and pauses then.
+func (l *Log) listenOnce(ctx context.Context, pause *backoff.ExponentialBackOff) {
+	err := l.listen(ctx, pause.Reset)
+	l.setListening(false)
+	if ctx.Err() != nil {
+		return
+	}
+	d := pause.NextBackOff()
+	l.logger.WarnContext(ctx, "listening for events was interrupted", "error", err, "retry_in", d)
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
 	}
 }
 

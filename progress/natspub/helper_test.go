@@ -65,8 +65,8 @@ func beServer(conf string) int {
 	if !s.ReadyForConnections(10 * time.Second) {
 		return 1
 	}
-	fmt.Println("ready")
-	_, _ = io.Copy(io.Discard, os.Stdin) // ends with the parent
+	_, _ = fmt.Fprintln(os.Stdout, "ready") // without it the parent gives up
+	_, _ = io.Copy(io.Discard, os.Stdin)    // ends with the parent
 	s.Shutdown()
 	return 0
 }
@@ -85,7 +85,11 @@ func startOutside(t *testing.T) *outside {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := &outside{port: l.Addr().(*net.TCPAddr).Port, dir: t.TempDir()}
+	addr, ok := l.Addr().(*net.TCPAddr)
+	if !ok {
+		t.Fatal("not a TCP address")
+	}
+	o := &outside{port: addr.Port, dir: t.TempDir()}
 	_ = l.Close()
 	o.start(t)
 	t.Cleanup(o.kill)
@@ -102,7 +106,7 @@ func (o *outside) start(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o.cmd = exec.Command(exe) //nolint:gosec // this test binary
+	o.cmd = exec.Command(exe)
 	o.cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d %s", childServer, o.port, o.dir))
 	o.cmd.Stderr = os.Stderr
 	o.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -310,7 +314,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 		if time.Now().After(deadline) {
 			t.Fatalf("not in time: %s", what)
 		}
-		time.Sleep(20 * time.Millisecond) // the pause of a poll
+		<-time.After(20 * time.Millisecond)
 	}
 }
 

@@ -74,20 +74,24 @@ func (p *Publisher) Run(ctx context.Context) error {
 	pause := backoff.NewExponentialBackOff()
 	pause.MaxInterval = maxBackoff
 	for ctx.Err() == nil {
-		started := time.Now()
-		err := p.session(ctx)
-		p.good.Store(false)
-		if ctx.Err() != nil {
-			break
-		}
-		if time.Since(started) > maxBackoff {
-			pause.Reset()
-		}
-		d := pause.NextBackOff()
-		p.cfg.Logger.WarnContext(ctx, "events wait for the message server", "nats", p.Describe(), "error", scrub(err, p.servers), "retry_in", d)
-		wait(ctx, d)
+		p.sessionAndPause(ctx, pause)
 	}
 	return nil
+}
+
+func (p *Publisher) sessionAndPause(ctx context.Context, pause *backoff.ExponentialBackOff) {
+	started := time.Now()
+	err := p.session(ctx)
+	p.good.Store(false)
+	if ctx.Err() != nil {
+		return
+	}
+	if time.Since(started) > maxBackoff {
+		pause.Reset()
+	}
+	d := pause.NextBackOff()
+	p.cfg.Logger.WarnContext(ctx, "events wait for the message server", "nats", p.Describe(), "error", scrub(err, p.servers), "retry_in", d)
+	wait(ctx, d)
 }
 
 // session is one connection to NATS, with the embedded server if there is no other.

@@ -190,7 +190,7 @@ func stored(t *testing.T, url string, want int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := s.CachedInfo().State.Msgs; got != uint64(want) { //nolint:gosec // small
+	if got := s.CachedInfo().State.Msgs; got != uint64(want) {
 		t.Errorf("the stream holds %d messages, want %d", got, want)
 	}
 }
