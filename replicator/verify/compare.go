@@ -19,6 +19,9 @@ import (
 
 // compareAll deals the tables, largest first as the catalogue has them, to workers with sessions of their own.
 func compareAll(ctx context.Context, in Input) ([]tenant.TableVerification, error) {
+	if err := in.Placement.Validate(); err != nil {
+		return nil, fmt.Errorf("verify: %w", err)
+	}
 	for _, name := range in.Placement.Shards() {
 		if in.Shards[name] == nil {
 			return nil, fmt.Errorf("verify: the placement names shard %s, for which there are no sessions", name)

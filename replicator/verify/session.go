@@ -1,0 +1,186 @@
+package verify
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/big"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/rehomedb/rehome/tenant"
+)
+
+// closeTimeout bounds the closing of sessions after the work, or its context, ended.
+const closeTimeout = 5 * time.Second
+
+// side is a session of the source (name "") or of a shard.
+type side struct {
+	name string
+	conn *pgx.Conn
+}
+
+func (s *side) String() string {
+	if s.name == "" {
+		return "source"
+	}
+	return "shard " + s.name
+}
+
+// sides are the sessions that one worker uses: all see the same position.
+type sides struct {
+	source side
+	shards []side // by name
+}
+
+func (s *sides) all() []*side {
+	out := []*side{&s.source}
+	for i := range s.shards {
+		out = append(out, &s.shards[i])
+	}
+	return out
+}
+
+func openSides(ctx context.Context, in Input) (*sides, error) {
+	s := &sides{}
+	for _, name := range slices.Sorted(maps.Keys(in.Shards)) {
+		s.shards = append(s.shards, side{name: name})
+	}
+	var group errgroup.Group
+	for _, one := range s.all() {
+		open := in.Source
+		if one.name != "" {
+			open = in.Shards[one.name]
+		}
+		group.Go(func() error {
+			conn, err := open(ctx)
+			if err != nil {
+				return fmt.Errorf("%s: open a session: %w", one, err)
+			}
+			one.conn = conn
+			if conn.PgConn().TxStatus() != 'T' {
+				return fmt.Errorf("%s: %w", one, errNoTransaction)
+			}
+			if _, err := conn.Exec(ctx, settings); err != nil {
+				return fmt.Errorf("%s: %w", one, err)
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		s.close()
+		return nil, err
+	}
+	return s, nil
+}
+
+var errNoTransaction = errors.New("the session is not in a transaction, so it has no snapshot")
+
+func (s *sides) close() {
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	for _, one := range s.all() {
+		if one.conn != nil {
+			_ = one.conn.Close(ctx) // a read-only transaction: nothing can be lost
+		}
+	}
+}
+
+// class is what a scan tells of one class of rows.
+type class struct {
+	rows       int64
+	sum1, sum2 *big.Int
+}
+
+// digest is one table on one side, by class.
+type digest map[int64]class
+
+func (d digest) rows() int64 {
+	var n int64
+	for _, c := range d {
+		n += c.rows
+	}
+	return n
+}
+
+// add adds the classes of another shard.
+func (d digest) add(o digest) {
+	for id, c := range o {
+		have, ok := d[id]
+		if !ok {
+			have = class{sum1: new(big.Int), sum2: new(big.Int)}
+		}
+		d[id] = class{rows: have.rows + c.rows, sum1: new(big.Int).Add(have.sum1, c.sum1), sum2: new(big.Int).Add(have.sum2, c.sum2)}
+	}
+}
+
+// differing lists the classes that are not the same in both, in order.
+func (d digest) differing(o digest) []int64 {
+	out := map[int64]bool{}
+	for id, c := range d {
+		x, ok := o[id]
+		if !ok || c.rows != x.rows || c.sum1.Cmp(x.sum1) != 0 || c.sum2.Cmp(x.sum2) != 0 {
+			out[id] = true
+		}
+	}
+	for id := range o {
+		if _, ok := d[id]; !ok {
+			out[id] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(out))
+}
+
+// scan reads a table's classes.
+func (s *side) scan(ctx context.Context, sql string) (digest, error) {
+	rows, err := s.conn.Query(ctx, sql)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", s, err)
+	}
+	d := digest{}
+	var id, n int64
+	var sum1, sum2 string
+	_, err = pgx.ForEachRow(rows, []any{&id, &n, &sum1, &sum2}, func() error {
+		a, ok1 := new(big.Int).SetString(sum1, 10)
+		b, ok2 := new(big.Int).SetString(sum2, 10)
+		if !ok1 || !ok2 {
+			return fmt.Errorf("sums %q and %q are not whole numbers", sum1, sum2)
+		}
+		d[id] = class{rows: n, sum1: a, sum2: b}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", s, err)
+	}
+	return d, nil
+}
+
+// misplaced counts the rows whose realm the shard does not own, and names some of them.
+func (s *side) misplaced(ctx context.Context, st statements, p tenant.Placement, limit int) (int64, []string, error) {
+	if ownsAll(p, s.name) {
+		return 0, nil, nil
+	}
+	here, elsewhere := pins(p, s.name)
+	var n int64
+	// By realm first: far cheaper than hashing every row's realm.
+	if err := s.conn.QueryRow(ctx, misplaced("coalesce(sum(n), 0)::bigint", st.byRealm, p, s.name), here, elsewhere).Scan(&n); err != nil {
+		return 0, nil, fmt.Errorf("%s: find misplaced rows: %w", s, err)
+	}
+	if n == 0 {
+		return 0, nil, nil
+	}
+	rows, err := s.conn.Query(ctx, misplaced("k", st.rowRealm, p, s.name)+" LIMIT $3", here, elsewhere, limit)
+	if err != nil {
+		return 0, nil, fmt.Errorf("%s: name misplaced rows: %w", s, err)
+	}
+	keys, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return 0, nil, fmt.Errorf("%s: name misplaced rows: %w", s, err)
+	}
+	slices.Sort(keys)
+	return n, keys, nil
+}

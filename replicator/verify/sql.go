@@ -1,0 +1,186 @@
+package verify
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/rehomedb/rehome/replicator/catalog"
+	"github.com/rehomedb/rehome/tenant"
+)
+
+// classes is how many classes a table's rows fall into. It bounds what comes back from a scan, and how much of a table
+// is read again for one row that differs: a thousandth.
+const classes = 1024
+
+// settings make every type's text the same on both sides, and the plans predictable. row_security=off turns a policy
+// that would hide rows into an error.
+const settings = `SET LOCAL client_encoding = 'UTF8'; SET LOCAL DateStyle = 'ISO, YMD'; SET LOCAL IntervalStyle = 'postgres'; SET LOCAL TimeZone = 'UTC';
+SET LOCAL extra_float_digits = 3; SET LOCAL bytea_output = 'hex'; SET LOCAL lc_monetary = 'C'; SET LOCAL xmloption = 'content'; SET LOCAL search_path = '';
+SET LOCAL quote_all_identifiers = off; SET LOCAL row_security = off; SET LOCAL statement_timeout = 0; SET LOCAL jit = off`
+
+// statements are the queries for one table. Each reads the table in a subquery that ends in LIMIT ALL: it changes nothing
+// but keeps the planner from pulling the subquery up, so that a row's text is made once and hashed twice; unlike OFFSET 0
+// it leaves parallel plans with partial aggregation possible.
+type statements struct {
+	keyed    bool
+	classes  string // class, rows, sum 1, sum 2
+	drill    string // $1 classes: key hash, key, realm, hash 1, hash 2, rows; ordered by key hash
+	byRealm  string // the table's realms with their rows: r, n
+	rowRealm string // all rows: key k, realm r
+}
+
+// newStatements writes the queries for a table. With transcode the texts are hashed as UTF-8, whatever the server's encoding is.
+func newStatements(t *catalog.Table, transcode bool) statements {
+	var s statements
+	from := "ONLY " + t.Name.Quoted()
+	if t.Partitioned {
+		from = t.Name.Quoted()
+	}
+	row := canonical(rowText(t), transcode)
+	keyHash, key := "hashtextextended(r, 1)", "'row ' || left(r, 200)"
+	keyColumns := identityColumns(t)
+	if s.keyed = len(keyColumns) > 0; s.keyed {
+		keyHash, key = hashOf(keyColumns, transcode), textOf(keyColumns)
+	}
+	realm := "NULL::text"
+	if t.Sharded() {
+		realm = "t." + tenant.QuoteIdent(t.RealmKey) + "::text"
+	}
+
+	if s.keyed {
+		s.classes = fmt.Sprintf(`SELECT kh & %d, count(*), sum(hashtextextended(r, 1))::text, sum(hashtextextended(r, 2))::text
+			FROM (SELECT %s AS kh, %s AS r FROM %s t LIMIT ALL) x GROUP BY 1`, classes-1, keyHash, row, from)
+		s.drill = fmt.Sprintf(`SELECT kh, k, realm, hashtextextended(r, 1), hashtextextended(r, 2), count(*)
+			FROM (SELECT %s AS kh, %s AS k, %s AS realm, %s AS r FROM %s t LIMIT ALL) x
+			WHERE kh & %d = ANY ($1::bigint[]) GROUP BY 1, 2, 3, 4, 5 ORDER BY 1`, keyHash, key, realm, row, from, classes-1)
+		s.rowRealm = fmt.Sprintf(`SELECT %s AS k, %s AS r FROM %s t`, key, realm, from)
+	} else {
+		s.classes = fmt.Sprintf(`SELECT h1 & %d, count(*), sum(h1)::text, sum(h2)::text
+			FROM (SELECT hashtextextended(r, 1) AS h1, hashtextextended(r, 2) AS h2 FROM (SELECT %s AS r FROM %s t LIMIT ALL) y LIMIT ALL) x GROUP BY 1`,
+			classes-1, row, from)
+		s.drill = fmt.Sprintf(`SELECT h1, min(k), min(realm), h1, h2, count(*)
+			FROM (SELECT hashtextextended(r, 1) AS h1, hashtextextended(r, 2) AS h2, %s AS k, realm FROM (SELECT %s AS r, %s AS realm FROM %s t LIMIT ALL) y LIMIT ALL) x
+			WHERE h1 & %d = ANY ($1::bigint[]) GROUP BY h1, h2 ORDER BY 1`, key, row, realm, from, classes-1)
+		s.rowRealm = fmt.Sprintf(`SELECT 'row ' || left(%s, 200) AS k, %s AS r FROM %s t`, rowText(t), realm, from)
+	}
+	if t.Sharded() {
+		col := "t." + tenant.QuoteIdent(t.RealmKey)
+		s.byRealm = fmt.Sprintf(`SELECT %s::text AS r, count(*) AS n FROM %s t GROUP BY %s`, col, from, col)
+	}
+	return s
+}
+
+// identityColumns are the columns that name a row; none for FULL, NOTHING, or a default identity without primary key.
+func identityColumns(t *catalog.Table) []catalog.Column {
+	if t.Identity.Kind != "d" && t.Identity.Kind != "i" {
+		return nil
+	}
+	var out []catalog.Column
+	for _, name := range t.Identity.Columns {
+		for _, c := range t.Columns {
+			if c.Name == name {
+				out = append(out, c)
+			}
+		}
+	}
+	return out
+}
+
+// rowText is a row's canonical text: all columns, generated ones too, by name and in the catalogue's order.
+func rowText(t *catalog.Table) string {
+	cols := make([]string, len(t.Columns))
+	for i, c := range t.Columns {
+		cols[i] = "t." + tenant.QuoteIdent(c.Name)
+	}
+	return "ROW(" + strings.Join(cols, ", ") + ")::text"
+}
+
+// canonical makes a text hash the same on both sides: by its bytes, and as UTF-8 if the servers' encodings differ.
+func canonical(expr string, transcode bool) string {
+	if transcode {
+		expr = "encode(convert_to(" + expr + ", 'UTF8'), 'hex')"
+	}
+	return expr + ` COLLATE "C"`
+}
+
+// OIDs of types whose own hash function is cheaper than their text's (pg_type.dat).
+const (
+	oidInt8 = 20
+	oidInt2 = 21
+	oidInt4 = 23
+	oidUUID = 2950
+)
+
+// hashOf chains the hashes of the identity's columns: each is the seed of the next.
+func hashOf(columns []catalog.Column, transcode bool) string {
+	h := "0"
+	for _, c := range columns {
+		col := "t." + tenant.QuoteIdent(c.Name)
+		switch c.BaseOID {
+		case oidInt2, oidInt4, oidInt8:
+			h = "hashint8extended(" + col + "::bigint, " + h + ")"
+		case oidUUID:
+			h = "uuid_hash_extended(" + col + "::uuid, " + h + ")"
+		default:
+			h = "hashtextextended(" + canonical(col+"::text", transcode) + ", " + h + ")"
+		}
+	}
+	return "coalesce(" + h + ", 0)" // an identity is never NULL, and if a side is broken so, that must not hide its rows
+}
+
+// textOf is a row's key for people, and unambiguous: strings are quoted.
+func textOf(columns []catalog.Column) string {
+	parts := make([]string, len(columns))
+	for i, c := range columns {
+		value := "t." + tenant.QuoteIdent(c.Name) + "::text"
+		switch c.Category {
+		case "N", "B", "D", "U": // numbers, booleans, dates, uuid, bytea and such: no text of theirs looks like another column
+			value = "coalesce(" + value + ", 'NULL')"
+		default:
+			value = "quote_nullable(" + value + ")"
+		}
+		parts[i] = tenant.QuoteLiteral(c.Name+"=") + " || " + value
+	}
+	return strings.Join(parts, " || ', ' || ")
+}
+
+// misplaced selects from a subquery that gives realms as r the rows whose realm the shard does not own. $1 are the realms
+// pinned to it, $2 those pinned elsewhere.
+func misplaced(what, from string, p tenant.Placement, shard string) string {
+	var ranges []string
+	for _, r := range p.Ranges {
+		if r.Shard == shard {
+			ranges = append(ranges, fmt.Sprintf("b BETWEEN %d AND %d", r.From, r.To))
+		}
+	}
+	if len(ranges) == 0 {
+		ranges = []string{"false"}
+	}
+	return fmt.Sprintf(`SELECT %s FROM (SELECT *, (get_byte(h, 0) * 256 + get_byte(h, 1)) & %d AS b FROM
+			(SELECT *, sha256(convert_to(r, 'UTF8')) AS h FROM (%s) w LIMIT ALL) x LIMIT ALL) y
+		WHERE CASE WHEN r COLLATE "C" = ANY ($1::text[]) THEN true WHEN r COLLATE "C" = ANY ($2::text[]) THEN false ELSE %s END IS NOT TRUE`,
+		what, tenant.Buckets-1, from, strings.Join(ranges, " OR "))
+}
+
+// pins parts the pinned realms into the shard's own and the others'.
+func pins(p tenant.Placement, shard string) (here, elsewhere []string) {
+	here, elsewhere = []string{}, []string{}
+	for realm, s := range p.Pins {
+		if s == shard {
+			here = append(here, realm)
+		} else {
+			elsewhere = append(elsewhere, realm)
+		}
+	}
+	return here, elsewhere
+}
+
+// ownsAll reports whether every realm belongs to the shard, so that no row can be misplaced there.
+func ownsAll(p tenant.Placement, shard string) bool {
+	for _, s := range p.Shards() {
+		if s != shard {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,479 @@
+package verify
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/rehomedb/rehome/internal/pgcluster"
+	"github.com/rehomedb/rehome/replicator/catalog"
+	"github.com/rehomedb/rehome/tenant"
+)
+
+var cluster *pgcluster.Cluster
+
+func TestMain(m *testing.M) { os.Exit(pgcluster.Main(m, pgcluster.Options{}, &cluster)) }
+
+func connect(t testing.TB, dsn tenant.DSN) *pgx.Conn {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), dsn.Reveal())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close(context.Background()) }) //nolint:usetesting // the test's context has ended
+	return conn
+}
+
+func run(t testing.TB, conn *pgx.Conn, sql string) {
+	t.Helper()
+	if _, err := conn.Exec(t.Context(), sql); err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+}
+
+// pair is a source with its shards a, b and c, all equal at first.
+type pair struct {
+	t      testing.TB
+	source *pgx.Conn
+	shards map[string]*pgx.Conn
+	in     Input
+}
+
+func placement(names ...string) tenant.Placement {
+	p := tenant.Placement{Epoch: 1, Home: names[0]}
+	for i, name := range names {
+		p.Ranges = append(p.Ranges, tenant.Range{From: i * tenant.Buckets / len(names), To: (i+1)*tenant.Buckets/len(names) - 1, Shard: name})
+	}
+	return p
+}
+
+func sessions(dsn tenant.DSN) Sessions {
+	return func(ctx context.Context) (*pgx.Conn, error) {
+		conn, err := pgx.Connect(ctx, dsn.Reveal())
+		if err != nil {
+			return nil, err
+		}
+		_, err = conn.Exec(ctx, `BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY`)
+		return conn, err
+	}
+}
+
+// newPair makes the databases. shardSchema may lay the same tables out in another way.
+func newPair(t testing.TB, p tenant.Placement, schema, shardSchema, fill string, realms map[string]string) *pair {
+	t.Helper()
+	dsn := pgcluster.NewDatabase(t, cluster)
+	out := &pair{t: t, source: connect(t, dsn), shards: map[string]*pgx.Conn{}}
+	run(t, out.source, schema)
+	run(t, out.source, fill)
+	out.in = Input{Placement: p, LSN: 0x1234, Source: sessions(dsn), Shards: map[string]Sessions{}, Jobs: 2}
+	out.in.Catalogue = describe(t, out.source, realms)
+	for _, name := range p.Shards() {
+		dsn := pgcluster.NewDatabase(t, cluster)
+		conn := connect(t, dsn)
+		run(t, conn, shardSchema)
+		out.shards[name], out.in.Shards[name] = conn, sessions(dsn)
+		for i := range out.in.Catalogue.Tables {
+			out.copy(&out.in.Catalogue.Tables[i], name)
+		}
+	}
+	return out
+}
+
+// copy fills a shard's table with its rows.
+func (p *pair) copy(tab *catalog.Table, shard string) {
+	p.t.Helper()
+	var cols []string
+	for _, c := range tab.Copied() {
+		cols = append(cols, tenant.QuoteIdent(c.Name))
+	}
+	list := strings.Join(cols, ", ")
+	where := "true"
+	if tab.Sharded() {
+		var ranges []string
+		for _, r := range p.in.Placement.Ranges {
+			if r.Shard == shard {
+				ranges = append(ranges, fmt.Sprintf("b BETWEEN %d AND %d", r.From, r.To))
+			}
+		}
+		realm := tenant.QuoteIdent(tab.RealmKey)
+		here, there := pins(p.in.Placement, shard)
+		where = fmt.Sprintf(`(SELECT CASE WHEN r = ANY (%s) THEN true WHEN r = ANY (%s) THEN false ELSE %s END FROM
+			(SELECT %s::text AS r, ((get_byte(sha256(convert_to(%[4]s::text,'UTF8')),0)*256 + get_byte(sha256(convert_to(%[4]s::text,'UTF8')),1)) & 16383) AS b) z)`,
+			array(here), array(there), strings.Join(append(ranges, "false"), " OR "), realm)
+	}
+	if list == "" {
+		run(p.t, p.shards[shard], `INSERT INTO `+tab.Name.Quoted()+` SELECT FROM generate_series(1, 3)`)
+		return
+	}
+	var data bytes.Buffer
+	from := fmt.Sprintf(`COPY (SELECT %s FROM %s WHERE %s) TO STDOUT (FORMAT binary)`, list, tab.Name.Quoted(), where)
+	if _, err := p.source.PgConn().CopyTo(p.t.Context(), &data, from); err != nil {
+		p.t.Fatalf("%s: %v", from, err)
+	}
+	to := fmt.Sprintf(`COPY %s (%s) FROM STDIN (FORMAT binary)`, tab.Name.Quoted(), list)
+	if _, err := p.shards[shard].PgConn().CopyFrom(p.t.Context(), &data, to); err != nil {
+		p.t.Fatalf("%s: %v", to, err)
+	}
+}
+
+func array(s []string) string {
+	quoted := make([]string, len(s))
+	for i := range s {
+		quoted[i] = tenant.QuoteLiteral(s[i])
+	}
+	return "ARRAY[" + strings.Join(quoted, ",") + "]::text[]"
+}
+
+// describe reads the tables of schema public as the catalogue describes them.
+func describe(t testing.TB, conn *pgx.Conn, realms map[string]string) *catalog.Catalogue {
+	t.Helper()
+	rows, err := conn.Query(t.Context(), `SELECT oid, relname, relkind = 'p', relreplident::text, greatest(reltuples, 0)::bigint,
+			coalesce((SELECT array_agg(attname::text ORDER BY ord) FROM pg_index i, unnest(i.indkey) WITH ORDINALITY k(num, ord), pg_attribute a
+				WHERE i.indrelid = c.oid AND indisprimary AND a.attrelid = c.oid AND a.attnum = k.num), '{}')
+		FROM pg_class c WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition ORDER BY relname`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cat := &catalog.Catalogue{Server: catalog.Server{Encoding: "UTF8"}}
+	cat.Tables, err = pgx.CollectRows(rows, func(r pgx.CollectableRow) (tab catalog.Table, err error) {
+		tab.Name.Schema = "public"
+		err = r.Scan(&tab.OID, &tab.Name.Name, &tab.Partitioned, &tab.Identity.Kind, &tab.Rows, &tab.Identity.Columns)
+		tab.RealmKey = realms[tab.Name.Name]
+		return tab, err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range cat.Tables {
+		rows, err := conn.Query(t.Context(), `
+			SELECT attname, attnum, t.oid, CASE WHEN typtype = 'd' THEN typbasetype ELSE t.oid END, typcategory::text, attgenerated <> ''
+			FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped ORDER BY attnum`, cat.Tables[i].OID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if cat.Tables[i].Columns, err = pgx.CollectRows(rows, func(r pgx.CollectableRow) (c catalog.Column, err error) {
+			return c, r.Scan(&c.Name, &c.Num, &c.TypeOID, &c.BaseOID, &c.Category, &c.Generated)
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return cat
+}
+
+func (p *pair) compare() tenant.Verification {
+	p.t.Helper()
+	v, err := Compare(p.t.Context(), p.in)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return v
+}
+
+const schema = `
+	CREATE TABLE account (realm int NOT NULL, id int NOT NULL, name text, code char(6), f float8, doc jsonb, plain json, at timestamptz, n numeric, up text GENERATED ALWAYS AS (upper(name)) STORED, PRIMARY KEY (realm, id));
+	CREATE TABLE country (code text PRIMARY KEY, name text);
+	CREATE TABLE log (realm int, line text);
+	ALTER TABLE log REPLICA IDENTITY FULL;
+	CREATE TABLE nothing ();
+	ALTER TABLE nothing REPLICA IDENTITY FULL;
+	CREATE TABLE visit (realm int NOT NULL, day int NOT NULL, v text, PRIMARY KEY (realm, day)) PARTITION BY RANGE (day);
+	CREATE TABLE visit_1 PARTITION OF visit FOR VALUES FROM (0) TO (50);
+	CREATE TABLE visit_2 PARTITION OF visit FOR VALUES FROM (50) TO (1000)`
+
+// otherSchema is the same to a reader: other column order, dropped columns, other partitions.
+const otherSchema = `
+	CREATE TABLE account (gone text, up text GENERATED ALWAYS AS (upper(name)) STORED, id int NOT NULL, n numeric, at timestamptz, plain json, doc jsonb, f float8, code char(6), name text, realm int NOT NULL, PRIMARY KEY (id, realm));
+	ALTER TABLE account DROP COLUMN gone;
+	CREATE TABLE country (name text, code text PRIMARY KEY);
+	CREATE TABLE log (line text, realm int);
+	CREATE TABLE nothing ();
+	CREATE TABLE visit (realm int NOT NULL, day int NOT NULL, v text, PRIMARY KEY (realm, day))`
+
+const fill = `
+	INSERT INTO account SELECT g % 20, g, 'name ' || g, 'c' || g % 7, g / 7.0, jsonb_build_object('g', g), ('{"a" : ' || g || '}')::json, timestamptz '2026-01-01' + g * interval '1 hour', g / 4.0 FROM generate_series(1, 3000) g;
+	INSERT INTO account VALUES (3, 100000, NULL, NULL, '-0', NULL, NULL, '-infinity', 'NaN'), (4, 100001, '', '', 'NaN', '"x"', 'null', '4713-01-01 BC', 1.50);
+	INSERT INTO country SELECT 'c' || g, 'Country ' || g FROM generate_series(1, 200) g;
+	INSERT INTO log SELECT g % 11, 'line ' || g % 30 FROM generate_series(1, 900) g;
+	INSERT INTO nothing SELECT FROM generate_series(1, 3);
+	INSERT INTO visit SELECT g % 9, g, 'v' FROM generate_series(1, 900) g`
+
+var realmKeys = map[string]string{"account": "realm", "log": "realm", "visit": "realm"}
+
+func TestEqual(t *testing.T) {
+	t.Parallel()
+	for name, p := range map[string]tenant.Placement{"one shard": placement("a"), "three shards": pinned(placement("a", "b", "c"))} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			pair := newPair(t, p, schema, otherSchema, fill, realmKeys)
+			run(t, pair.shards["a"], `UPDATE account SET name = name; CLUSTER account USING account_pkey`)
+			var last Progress
+			pair.in.OnProgress = func(p Progress) { last = p }
+			v := pair.compare()
+			rows := map[string]int64{}
+			for _, tab := range v.Tables {
+				if !tab.Equal || tab.Misplaced != 0 || len(tab.Differences) > 0 || tab.MoreDiffs != 0 || len(tab.Digest) != 64 || tab.SourceRows != tab.TargetRows {
+					t.Errorf("%+v", tab)
+				}
+				rows[tab.Table] = tab.SourceRows
+			}
+			want := map[string]int64{"public.account": 3002, "public.country": 200, "public.log": 900, "public.nothing": 3, "public.visit": 900}
+			if diff := cmp.Diff(want, rows); diff != "" {
+				t.Error(diff)
+			}
+			if !v.Clean || v.Rows != 5005 || v.LSN != 0x1234 || len(v.Digest) != 64 || v.FinishedAt.Before(v.StartedAt) {
+				t.Errorf("%+v", v)
+			}
+			if last.TablesDone != 5 || last.TablesTotal != 5 || last.Rows != 5005 || last.RowsTotal < last.Rows {
+				t.Errorf("progress %+v", last)
+			}
+			if again := pair.compare(); again.Digest != v.Digest {
+				t.Error("the digest of the same rows is another")
+			}
+			pair.in.LSN++
+			if other := pair.compare(); other.Digest == v.Digest || other.Tables[0].Digest != v.Tables[0].Digest {
+				t.Error("the digest does not depend on the position alone")
+			}
+		})
+	}
+}
+
+// pinned pins realms away from their buckets.
+func pinned(p tenant.Placement) tenant.Placement {
+	p.Pins = map[string]string{"3": "c", "4": "a", "7": "b"}
+	return p
+}
+
+// TestFaults breaks one thing at a time and wants it named.
+func TestFaults(t *testing.T) {
+	t.Parallel()
+	p := pinned(placement("a", "b", "c")) // realm 3 is at c, 4 at a, 7 at b
+	base := newPair(t, p, schema, otherSchema, fill, realmKeys)
+	row := func(kind, shard, key string) tenant.RowDiff {
+		return tenant.RowDiff{Kind: kind, Shard: shard, Key: key}
+	}
+	for _, tt := range []struct {
+		name  string
+		sql   map[string]string // by shard; "" is the source
+		table string
+		want  []tenant.RowDiff
+		moved int64
+	}{
+		{"changed value", map[string]string{"a": `UPDATE account SET name = 'name x' WHERE id = 4`}, "account", []tenant.RowDiff{row(Different, "a", "realm=4, id=4")}, 0},
+		{"changed at the source", map[string]string{"": `UPDATE account SET name = 'name x' WHERE id = 4`}, "account", []tenant.RowDiff{row(Different, "a", "realm=4, id=4")}, 0},
+		{"deleted row", map[string]string{"b": `DELETE FROM account WHERE id = 7`}, "account", []tenant.RowDiff{row(Missing, "b", "realm=7, id=7")}, 0},
+		{"extra row", map[string]string{"b": `INSERT INTO account (realm, id) VALUES (7, 777777)`}, "account", []tenant.RowDiff{row(Extra, "b", "realm=7, id=777777")}, 0},
+		{"another key", map[string]string{"b": `UPDATE account SET id = -7 WHERE id = 7`}, "account",
+			[]tenant.RowDiff{row(Missing, "b", "realm=7, id=7"), row(Extra, "b", "realm=7, id=-7")}, 0},
+		{"row on the wrong shard", map[string]string{
+			"a": `INSERT INTO account (realm, id, name, code, f, doc, plain, at, n) VALUES (3, 3, 'name 3', 'c3', 3 / 7.0, '{"g": 3}', '{"a" : 3}', timestamptz '2026-01-01 03:00' , 0.75000000000000000000)`,
+			"c": `DELETE FROM account WHERE id = 3`}, "account", []tenant.RowDiff{row(Misplaced, "a", "realm=3, id=3")}, 1},
+		{"duplicate on two shards", map[string]string{
+			"a": `INSERT INTO account (realm, id, name, code, f, doc, plain, at, n) VALUES (3, 3, 'name 3', 'c3', 3 / 7.0, '{"g": 3}', '{"a" : 3}', timestamptz '2026-01-01 03:00', 0.75000000000000000000)`},
+			"account", []tenant.RowDiff{row(Extra, "a", "realm=3, id=3"), row(Misplaced, "a", "realm=3, id=3")}, 1},
+		{"values of two rows swapped", map[string]string{"c": `UPDATE account SET name = CASE id WHEN 3 THEN 'name 23' ELSE 'name 3' END WHERE id IN (3, 23)`}, "account",
+			[]tenant.RowDiff{row(Different, "c", "realm=3, id=23"), row(Different, "c", "realm=3, id=3")}, 0},
+		{"NULL became empty", map[string]string{"c": `UPDATE account SET name = '' WHERE id = 100000`}, "account", []tenant.RowDiff{row(Different, "c", "realm=3, id=100000")}, 0},
+		{"empty became NULL", map[string]string{"a": `UPDATE account SET name = NULL WHERE id = 100001`}, "account", []tenant.RowDiff{row(Different, "a", "realm=4, id=100001")}, 0},
+		{"trailing space", map[string]string{"b": `UPDATE account SET name = name || ' ' WHERE id = 7`}, "account", []tenant.RowDiff{row(Different, "b", "realm=7, id=7")}, 0},
+		{"zero lost its sign", map[string]string{"c": `UPDATE account SET f = 0 WHERE id = 100000`}, "account", []tenant.RowDiff{row(Different, "c", "realm=3, id=100000")}, 0},
+		{"last bit of a float", map[string]string{"c": `UPDATE account SET f = f + 5.5e-17::float8 WHERE id = 3`}, "account", []tenant.RowDiff{row(Different, "c", "realm=3, id=3")}, 0},
+		{"scale of a numeric", map[string]string{"a": `UPDATE account SET n = 1.5 WHERE id = 100001`}, "account", []tenant.RowDiff{row(Different, "a", "realm=4, id=100001")}, 0},
+		{"blanks in json", map[string]string{"c": `UPDATE account SET plain = '{"a": 3}' WHERE id = 3`}, "account", []tenant.RowDiff{row(Different, "c", "realm=3, id=3")}, 0},
+		{"a microsecond", map[string]string{"c": `UPDATE account SET at = at + interval '1 us' WHERE id = 3`}, "account", []tenant.RowDiff{row(Different, "c", "realm=3, id=3")}, 0},
+		{"reference table on one shard", map[string]string{"b": `UPDATE country SET name = 'other' WHERE code = 'c7'; DELETE FROM country WHERE code = 'c9'`}, "country",
+			[]tenant.RowDiff{row(Different, "b", "code='c7'"), row(Missing, "b", "code='c9'")}, 0},
+		{"reference table with too much", map[string]string{"c": `INSERT INTO country (code) VALUES ('zz')`}, "country", []tenant.RowDiff{row(Extra, "c", "code='zz'")}, 0},
+		{"one of several equal rows lost", map[string]string{"c": `DELETE FROM log WHERE ctid = (SELECT ctid FROM log WHERE realm = 3 AND line = 'line 3' LIMIT 1)`}, "log",
+			[]tenant.RowDiff{row(Missing, "c", `row (3,"line 3")`)}, 0},
+		{"one of several equal rows doubled", map[string]string{"c": `INSERT INTO log VALUES ('line 3', 3), ('line 3', 3)`}, "log",
+			[]tenant.RowDiff{row(Extra, "c", `row (3,"line 3")`), row(Extra, "c", `row (3,"line 3")`)}, 0},
+		{"row without realm", map[string]string{"c": `INSERT INTO log VALUES ('new', NULL)`, "": `INSERT INTO log VALUES (NULL, 'new')`}, "log",
+			[]tenant.RowDiff{row(Misplaced, "c", "row (,new)")}, 1},
+		{"row of no columns", map[string]string{"c": `INSERT INTO nothing DEFAULT VALUES`}, "nothing", []tenant.RowDiff{row(Extra, "c", "row ()")}, 0},
+		{"partition", map[string]string{"b": `UPDATE visit SET v = 'w' WHERE realm = 7 AND day = 70`}, "visit", []tenant.RowDiff{row(Different, "b", "realm=7, day=70")}, 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			for shard, sql := range tt.sql {
+				conn := base.source
+				if shard != "" {
+					conn = base.shards[shard]
+				}
+				run(t, conn, sql)
+			}
+			defer base.mend(tt.table)
+			v := base.compare()
+			if v.Clean {
+				t.Error("it is called clean")
+			}
+			for _, tab := range v.Tables {
+				if tab.Table != "public."+tt.table {
+					if !tab.Equal || tab.Misplaced > 0 {
+						t.Errorf("another table: %+v", tab)
+					}
+					continue
+				}
+				less := func(a, b tenant.RowDiff) bool { return a.Kind+a.Key < b.Kind+b.Key }
+				if diff := cmp.Diff(tt.want, tab.Differences, cmpopts.SortSlices(less)); diff != "" || tab.Misplaced != tt.moved || tab.MoreDiffs != 0 {
+					t.Errorf("misplaced %d, more %d (-want +got):\n%s", tab.Misplaced, tab.MoreDiffs, diff)
+				}
+				if content := len(tt.want) > int(tt.moved); tab.Equal == content {
+					t.Errorf("equal is %v", tab.Equal)
+				}
+			}
+		})
+	}
+	if v := base.compare(); !v.Clean {
+		t.Errorf("after all is mended: %+v", v)
+	}
+}
+
+// mend makes a table as it was, from the start.
+func (p *pair) mend(table string) {
+	p.t.Helper()
+	run(p.t, p.source, `TRUNCATE `+table)
+	for _, sql := range strings.Split(fill, ";") {
+		if strings.Contains(sql, "INSERT INTO "+table+" ") {
+			run(p.t, p.source, sql)
+		}
+	}
+	for i := range p.in.Catalogue.Tables {
+		if tab := &p.in.Catalogue.Tables[i]; tab.Name.Name == table {
+			for name, conn := range p.shards {
+				run(p.t, conn, `TRUNCATE `+table)
+				p.copy(tab, name)
+			}
+		}
+	}
+}
+
+// TestManyDifferences names the first and counts the rest.
+func TestManyDifferences(t *testing.T) {
+	t.Parallel()
+	pair := newPair(t, placement("a", "b"), schema, otherSchema, fill, realmKeys)
+	pair.in.MaxDiffs = 5
+	for _, conn := range pair.shards {
+		run(t, conn, `UPDATE account SET name = 'x'; DELETE FROM log; UPDATE country SET name = NULL WHERE code IN ('c1', 'c2', 'c3', 'c4')`)
+	}
+	v := pair.compare()
+	got := map[string]string{}
+	for _, tab := range v.Tables {
+		got[tab.Table] = fmt.Sprint(tab.Equal, len(tab.Differences), tab.MoreDiffs, tab.SourceRows, tab.TargetRows)
+	}
+	want := map[string]string{"public.account": "false 5 2997 3002 3002", "public.country": "false 5 3 200 200", "public.log": "false 5 895 900 0",
+		"public.nothing": "true 0 0 3 3", "public.visit": "true 0 0 900 900"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// TestKeyTypes has identities of many types: a changed row is named and its key reads well.
+func TestKeyTypes(t *testing.T) {
+	t.Parallel()
+	types := map[string]struct{ value, key string }{
+		"uuid":        {"'00112233-4455-6677-8899-aabbccddeeff'", "id=00112233-4455-6677-8899-aabbccddeeff"},
+		"bigint":      {"-9000000000", "id=-9000000000"},
+		"smallint":    {"-1", "id=-1"},
+		"text":        {"'O''Brien, é'", "id='O''Brien, é'"},
+		"varchar(9)":  {"'v '", "id='v '"},
+		"char(4)":     {"'c'", "id='c'"},
+		"numeric":     {"1.50", "id=1.50"},
+		"bytea":       {`'\x00ff'`, `id=\x00ff`},
+		"timestamptz": {"'2026-01-02 03:04:05.6+02'", "id=2026-01-02 01:04:05.6+00"},
+		"date":        {"'infinity'", "id=infinity"},
+		"boolean":     {"true", "id=true"},
+		"inet":        {"'10.0.0.1'", "id='10.0.0.1/32'"},
+		"int4range":   {"'[1,4]'", "id='[1,5)'"},
+		"int[]":       {"'{1,2}'", "id='{1,2}'"},
+	}
+	var schema, fill, change string
+	want := map[string]string{}
+	for typ, tt := range types {
+		table := tenant.QuoteIdent(typ)
+		schema += `CREATE TABLE ` + table + ` (id ` + typ + ` PRIMARY KEY, v int);`
+		fill += `INSERT INTO ` + table + ` VALUES (` + tt.value + `, 1);`
+		change += `UPDATE ` + table + ` SET v = 2;`
+		want[typ] = tt.key
+	}
+	pair := newPair(t, placement("a"), schema, schema, fill, nil)
+	if v := pair.compare(); !v.Clean {
+		t.Errorf("%+v", v)
+	}
+	run(t, pair.shards["a"], change)
+	got := map[string]string{}
+	for _, tab := range pair.compare().Tables {
+		name, err := tenant.ParseTableName(tab.Table)
+		if err != nil || len(tab.Differences) != 1 || tab.Differences[0].Kind != Different || tab.MoreDiffs != 0 {
+			t.Fatalf("%+v: %v", tab, err)
+		}
+		got[name.Name] = tab.Differences[0].Key
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// TestTranscode compares a LATIN1 source with a UTF8 shard.
+func TestTranscode(t *testing.T) {
+	t.Parallel()
+	admin := connect(t, cluster.DSN("postgres"))
+	run(t, admin, `DROP DATABASE IF EXISTS latin`)
+	run(t, admin, `CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0`)
+	t.Cleanup(func() {
+		_, _ = admin.Exec(context.Background(), `DROP DATABASE latin WITH (FORCE)`) //nolint:usetesting // the test's context has ended
+	})
+	const table = `CREATE TABLE t (id text PRIMARY KEY, realm text, v text)`
+	const rows = `INSERT INTO t SELECT 'clé ' || g, 'é' || g % 5, 'ÿ' FROM generate_series(1, 100) g`
+	pair := newPair(t, placement("a", "b"), table, table, rows, map[string]string{"t": "realm"})
+	latin := connect(t, cluster.DSN("latin"))
+	run(t, latin, `SET client_encoding = 'UTF8'`)
+	run(t, latin, table)
+	run(t, latin, rows)
+	pair.in.Source, pair.in.Catalogue.Server.Encoding = sessions(cluster.DSN("latin")), "LATIN1"
+	if v := pair.compare(); !v.Clean || v.Rows != 100 {
+		t.Errorf("%+v", v)
+	}
+	for _, conn := range pair.shards {
+		run(t, conn, `UPDATE t SET v = 'y' WHERE id = 'clé 7'`)
+	}
+	v := pair.compare()
+	if len(v.Tables[0].Differences) != 1 || v.Tables[0].Differences[0].Key != "id='clé 7'" {
+		t.Errorf("%+v", v)
+	}
+}
+
+func TestRefuses(t *testing.T) {
+	t.Parallel()
+	pair := newPair(t, placement("a", "b"), `CREATE TABLE t (id int PRIMARY KEY)`, `CREATE TABLE t (id int PRIMARY KEY)`, ``, nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := Compare(ctx, pair.in); err == nil {
+		t.Error("it compares after its context ended")
+	}
+	good := pair.in.Shards["a"]
+	pair.in.Shards["a"] = func(ctx context.Context) (*pgx.Conn, error) {
+		conn, err := good(ctx)
+		if err == nil {
+			_, err = conn.Exec(ctx, `ROLLBACK`)
+		}
+		return conn, err
+	}
+	if _, err := Compare(t.Context(), pair.in); err == nil || !strings.Contains(err.Error(), "shard a") {
+		t.Errorf("a session without transaction: %v", err)
+	}
+	pair.in.Shards["a"] = good
+	run(t, pair.shards["b"], `DROP TABLE t`)
+	if _, err := Compare(t.Context(), pair.in); err == nil || !strings.Contains(err.Error(), "shard b") || !strings.Contains(err.Error(), "public.t") {
+		t.Errorf("a table that is not there: %v", err)
+	}
+	delete(pair.in.Shards, "b")
+	if _, err := Compare(t.Context(), pair.in); err == nil {
+		t.Error("a shard of the placement is left out")
+	}
+}
