@@ -19,7 +19,7 @@ const (
 	maxTableBars = 6
 	// barTicks is the resolution of a bar: totals are estimates and change, parts of thousand do not.
 	barTicks = 1000
-	barWidth = 40
+	barWidth = 36
 )
 
 // liveProgress draws bars: the whole copy, the tables that are copied just now, and a line that says the rest.
@@ -44,7 +44,7 @@ type tableBar struct {
 func newLiveProgress(ctx context.Context, a *App) *liveProgress {
 	ctx, cancel := context.WithCancel(ctx)
 	v := &liveProgress{a: a, tables: map[string]*tableBar{}, cancel: cancel, next: 1}
-	v.bars = mpb.NewWithContext(ctx, mpb.WithOutput(a.Stdout), mpb.WithWidth(barWidth), mpb.WithRefreshRate(pollEvery/2), mpb.WithAutoRefresh())
+	v.bars = mpb.NewWithContext(ctx, mpb.WithOutput(a.Stdout), mpb.WithWidth(a.Width), mpb.WithRefreshRate(pollEvery/2), mpb.WithAutoRefresh())
 	line := mpb.BarFillerFunc(func(w io.Writer, _ decor.Statistics) error {
 		p := v.latest()
 		text := phaseText(p)
@@ -78,10 +78,13 @@ func (v *liveProgress) show(p tenant.Progress) {
 	v.mu.Unlock()
 	copying := p.Phase == tenant.Copying
 	if copying && v.whole == nil {
-		v.whole = v.bars.New(barTicks, v.style(), mpb.BarPriority(0), mpb.BarRemoveOnComplete(),
+		v.whole = v.bars.New(barTicks, v.style(), mpb.BarPriority(0), mpb.BarWidth(barWidth), mpb.BarRemoveOnComplete(),
 			mpb.PrependDecorators(decor.Name("copy", decor.WC{W: 28, C: decor.DindentRight})),
 			mpb.AppendDecorators(decor.Any(func(decor.Statistics) string {
 				p := v.latest()
+				if p.Phase != tenant.Copying {
+					return "" // the bar is about to go
+				}
 				return fmt.Sprintf(" %3.0f%%  %s of %s", min(p.Percent, 100), output.Bytes(float64(p.BytesDone)), output.Bytes(float64(max(p.BytesTotal, p.BytesDone))))
 			})))
 	}
@@ -117,7 +120,7 @@ func (v *liveProgress) showTables(p tenant.Progress, copying bool) {
 		tb := v.tables[t.Table]
 		if tb == nil {
 			tb = &tableBar{}
-			tb.bar = v.bars.New(barTicks, v.style(), mpb.BarPriority(v.next), mpb.BarRemoveOnComplete(),
+			tb.bar = v.bars.New(barTicks, v.style(), mpb.BarPriority(v.next), mpb.BarWidth(barWidth), mpb.BarRemoveOnComplete(),
 				mpb.PrependDecorators(decor.Name(short(output.Clean(t.Table), 27), decor.WC{W: 28, C: decor.DindentRight})),
 				mpb.AppendDecorators(decor.Any(func(decor.Statistics) string {
 					tb.mu.Lock()

@@ -75,14 +75,18 @@ const (
 	Green  Style = "32"
 	Yellow Style = "33"
 	Cyan   Style = "36"
+
+	reset Style = "0"
 )
+
+func (s Style) sequence() string { return "\x1b[" + string(s) + "m" }
 
 // Paint emphasises s where colours are wanted.
 func (p *Printer) Paint(style Style, s string) string {
 	if !p.Color || s == "" {
 		return s
 	}
-	return "\x1b[" + string(style) + "m" + s + "\x1b[0m"
+	return style.sequence() + s + reset.sequence()
 }
 
 // Clean makes control characters visible, save newline, tab and our own SGR sequences, so that a name in a table can
@@ -110,17 +114,11 @@ func unsafe(r rune) bool {
 	return (unicode.IsControl(r) && r != '\n' && r != '\t') || unicode.Is(unicode.Bidi_Control, r)
 }
 
-// isSGR accepts the few short sequences that Paint makes: ESC [ digit(s) m.
+// isSGR accepts the sequences that Paint makes, and no other: text could be hidden with one.
 func isSGR(s string) bool {
-	for i := 2; i < len(s) && i <= 4; i++ {
-		if s[1] != '[' {
-			return false
-		}
-		if s[i] == 'm' {
-			return i > 2
-		}
-		if s[i] < '0' || s[i] > '9' {
-			return false
+	for _, style := range []Style{Bold, Faint, Red, Green, Yellow, Cyan, reset} {
+		if strings.HasPrefix(s, style.sequence()) {
+			return true
 		}
 	}
 	return false
