@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -38,6 +39,11 @@ INSERT INTO log SELECT 'r' || (g % 37), '2010-01-01'::date + (g % 7000), g, 'l' 
 INSERT INTO plain SELECT 'r' || (g % 5), 'same' FROM generate_series(1, 30) g;
 `
 
+// nextRow numbers rows, over all writers and tests.
+var nextRow atomic.Int64
+
+func init() { nextRow.Store(1 << 40) }
+
 // writer changes the source at random until its context ends.
 func writer(ctx context.Context, t *testing.T, dsn tenant.DSN, seed uint64) {
 	c, err := pgx.Connect(context.Background(), dsn.Reveal())
@@ -62,19 +68,19 @@ func writer(ctx context.Context, t *testing.T, dsn tenant.DSN, seed uint64) {
 	}
 	tick := time.NewTicker(10 * time.Millisecond) // a steady load, not one that starves the machine
 	defer tick.Stop()
-	for i := 0; ctx.Err() == nil; i++ {
+	for ctx.Err() == nil {
 		<-tick.C
 		failed = false
 		realm := fmt.Sprintf("r%d", rnd.IntN(37))
 		do("BEGIN")
-		for j := range 1 + rnd.IntN(4) {
+		for range 1 + rnd.IntN(4) {
 			switch rnd.IntN(8) {
 			case 0:
 				do("INSERT INTO notes (realm_id, body, m, tags) VALUES ($1, 'new', 'ok', '{}')", realm)
 			case 1:
 				do("UPDATE notes SET body = body || 'x', doc = NULL WHERE realm_id = $1 AND id % 20 = $2", realm, rnd.IntN(20))
 			case 2:
-				do("INSERT INTO log VALUES ($1, '2025-01-01', $2, 'w')", realm, int64(seed+1)<<40|int64(i)<<8|int64(j))
+				do("INSERT INTO log VALUES ($1, '2025-01-01', $2, 'w')", realm, nextRow.Add(1))
 			case 3:
 				do("DELETE FROM lines WHERE realm_id = $1 AND id = (SELECT max(id) FROM lines WHERE realm_id = $1)", realm)
 			case 4:

@@ -115,14 +115,14 @@ func (e *Engine) prepare(ctx context.Context) error {
 // copyAll goes on with a copy whose process or source went away: finished tables stay, the others are copied under a new
 // snapshot, whose position becomes their watermark.
 func (e *Engine) copyAll(ctx context.Context) error {
-	if err := e.checkOrigin(ctx); err != nil {
-		return err
-	}
 	err := e.eachShard(ctx, "setup", func(_ Shard, c *pgx.Conn) error {
 		_, err := takeLane(ctx, c, e.cfg.Replication, e.cfg.Epoch)
 		return err
 	})
 	if err != nil {
+		return err
+	}
+	if err := e.checkOrigin(ctx); err != nil {
 		return err
 	}
 	e.announce(ctx, "opening a new snapshot for the tables that are left")

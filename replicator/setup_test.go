@@ -57,7 +57,8 @@ type memory struct {
 	changes []tenant.SourceChange
 	notes   []string
 	copies  []string
-	engine  *replicator.Engine
+	// first, when set, is closed at the first table's end, where the engine then waits to be stopped.
+	first chan struct{}
 }
 
 func (m *memory) Observe(_ context.Context, o tenant.Observation) (tenant.State, error) {
@@ -86,10 +87,16 @@ func (m *memory) ChangeSource(_ context.Context, c tenant.SourceChange) error {
 	return nil
 }
 
-func (m *memory) CopiedTable(_ context.Context, relation string, _ tenant.LSN, _, _ int64) error {
+func (m *memory) CopiedTable(ctx context.Context, relation string, _ tenant.LSN, _, _ int64) error {
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	m.copies = append(m.copies, relation)
+	first := m.first
+	m.first = nil
+	m.mu.Unlock()
+	if first != nil {
+		close(first)
+		<-ctx.Done()
+	}
 	return nil
 }
 

@@ -24,12 +24,6 @@ const (
 
 // streamOnce opens the lanes and the stream and runs them until something fails.
 func (e *Engine) streamOnce(ctx context.Context) error {
-	if err := e.checkOrigin(ctx); err != nil {
-		return err
-	}
-	if err := e.noteCopied(ctx); err != nil {
-		return err
-	}
 	s := &stream{e: e, router: e.router, rels: map[uint32]*relation{}, ackNow: make(chan struct{}, 1), ended: make(chan struct{}), turn: make(chan struct{}, 1), skip: make([]bool, len(e.cfg.Shards))}
 	defer s.close()
 	for _, sh := range e.cfg.Shards {
@@ -45,6 +39,13 @@ func (e *Engine) streamOnce(ctx context.Context) error {
 		if s.start == 0 || l.pos.lsn < s.start {
 			s.start = l.pos.lsn
 		}
+	}
+	// Only now: a worker that lost its lease must not end the session of the one that has it.
+	if err := e.checkOrigin(ctx); err != nil {
+		return err
+	}
+	if err := e.noteCopied(ctx); err != nil {
+		return err
 	}
 	if err := e.checkPositions(ctx, s); err != nil {
 		return err
