@@ -2,7 +2,6 @@ package supervisor
 
 import (
 	"context"
-	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -28,10 +27,9 @@ type Config struct {
 	Seal      *seal.Box
 	Catalogue *shard.Catalogue
 	Log       *progress.Log
-	Gateways  cutover.Gateways
-	Install   string             // the installation's id
-	Key       ed25519.PrivateKey // signs certificates
-	Server    string             // holder of leases; unique among running servers
+	Gateway   cutover.Gateways
+	Signer    cutover.Signer
+	Server    string // holder of leases; unique among running servers
 	Now       func() time.Time
 	Logger    *slog.Logger
 	// Crash is for tests: see cutover.Config.
@@ -57,7 +55,7 @@ func New(cfg Config) *Supervisor {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	return &Supervisor{cfg: cfg, log: cfg.Logger, runners: map[string]*runner{}, cutovers: cutover.New(cutover.Config{
-		Pool: cfg.Pool, Gateways: cfg.Gateways, Installation: cfg.Install, Key: cfg.Key, Logger: cfg.Logger, Now: cfg.Now, Crash: cfg.Crash,
+		Pool: cfg.Pool, Gateways: cfg.Gateway, Signer: cfg.Signer, Logger: cfg.Logger, Now: cfg.Now, Crash: cfg.Crash,
 	})}
 }
 
