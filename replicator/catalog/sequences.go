@@ -145,7 +145,7 @@ func SetSequences(ctx context.Context, conn *pgx.Conn, values []tenant.SequenceV
 	out := make([]tenant.SequenceSet, 0, len(values))
 	batch := &pgx.Batch{}
 	for i, v := range values {
-		next, increment, err := nextValue(v, ordinal, step)
+		next, increment, err := NextValue(v, ordinal, step)
 		if err != nil {
 			return nil, err
 		}
@@ -209,8 +209,9 @@ func ahead(a, b, increment int64) bool {
 	return a >= b
 }
 
-// nextValue computes a shard's first value and increment; see SetSequences.
-func nextValue(v tenant.SequenceValue, ordinal, step int) (next, increment int64, err error) {
+// NextValue computes a shard's first value and increment, as SetSequences would set them. No room left: KindRefused, code
+// sequence-exhausted.
+func NextValue(v tenant.SequenceValue, ordinal, step int) (next, increment int64, err error) {
 	exhausted := &tenant.Error{Kind: tenant.KindRefused, Code: "sequence-exhausted",
 		Message: fmt.Sprintf("sequence %s has no room left beyond %d for shard number %d", v.Name, v.Last, ordinal),
 		Hint:    "widen it at the source and the shards: ALTER SEQUENCE … AS bigint, with its column"}
