@@ -258,7 +258,7 @@ func (r *reader) lsn() tenant.LSN { return tenant.LSN(r.uint64()) }
 const postgresEpoch = 946_684_800_000_000
 
 func (r *reader) time() time.Time {
-	v := int64(r.uint64()) //nolint:gosec // the wire carries a signed number
+	v := int64(r.uint64())
 	if v > math.MaxInt64-postgresEpoch {
 		r.fail("the time is out of range")
 		return time.Time{}
@@ -354,7 +354,7 @@ func (r *reader) relation(rel *Relation) {
 			Key:     r.byte()&1 != 0,
 			Name:    string(r.cstring()),
 			TypeOID: r.uint32(),
-			TypeMod: int32(r.uint32()), //nolint:gosec // the wire carries a signed number
+			TypeMod: int32(r.uint32()),
 		})
 	}
 }

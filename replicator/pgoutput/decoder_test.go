@@ -3,6 +3,7 @@ package pgoutput
 import (
 	"encoding/binary"
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -37,12 +38,12 @@ func msg(parts ...any) []byte {
 }
 
 func field(kind rune, data string) []byte {
-	return msg(kind, uint32(len(data)), []byte(data)) //nolint:gosec // short
+	return msg(kind, uint32(len(data)), []byte(data))
 }
 
 // tuple builds TupleData from fields.
 func tuple(fields ...[]byte) []byte {
-	b := msg(uint16(len(fields))) //nolint:gosec // few
+	b := msg(uint16(len(fields)))
 	for _, f := range fields {
 		b = append(b, f...)
 	}
@@ -51,7 +52,7 @@ func tuple(fields ...[]byte) []byte {
 
 var (
 	aTime     = time.Date(2026, 2, 3, 4, 5, 6, 789000, time.UTC)
-	aTimeWire = uint64(aTime.UnixMicro() - postgresEpoch) //nolint:gosec // positive
+	aTimeWire = uint64(aTime.UnixMicro() - postgresEpoch)
 )
 
 var samples = []struct {
@@ -60,44 +61,77 @@ var samples = []struct {
 	streamed bool
 	want     Message
 }{
-	{"begin", msg('B', uint64(0x16B374D848), aTimeWire, uint32(7)), false,
-		Message{Kind: Begin, LSN: 0x16B374D848, Time: aTime, XID: 7}},
-	{"begin before 2000", msg('B', uint64(1), ^uint64(0), uint32(7)), false,
-		Message{Kind: Begin, LSN: 1, Time: time.Date(1999, 12, 31, 23, 59, 59, 999999000, time.UTC), XID: 7}},
-	{"commit", msg('C', byte(0), uint64(5), uint64(6), aTimeWire), false,
-		Message{Kind: Commit, LSN: 5, EndLSN: 6, Time: aTime}},
+	{
+		"begin", msg('B', uint64(0x16B374D848), aTimeWire, uint32(7)), false,
+		Message{Kind: Begin, LSN: 0x16B374D848, Time: aTime, XID: 7},
+	},
+	{
+		"begin before 2000", msg('B', uint64(1), ^uint64(0), uint32(7)), false,
+		Message{Kind: Begin, LSN: 1, Time: time.Date(1999, 12, 31, 23, 59, 59, 999999000, time.UTC), XID: 7},
+	},
+	{
+		"commit", msg('C', byte(0), uint64(5), uint64(6), aTimeWire), false,
+		Message{Kind: Commit, LSN: 5, EndLSN: 6, Time: aTime},
+	},
 	{"origin", msg('O', uint64(5), "node"), false, Message{Kind: Origin, LSN: 5, Name: "node"}},
-	{"relation", msg('R', uint32(16384), "public", "t", 'd', uint16(2), byte(1), "id", uint32(23), ^uint32(0), byte(0), "näme", uint32(1043), uint32(24)), false,
+	{
+		"relation", msg('R', uint32(16384), "public", "t", 'd', uint16(2), byte(1), "id", uint32(23), ^uint32(0), byte(0), "näme", uint32(1043), uint32(24)), false,
 		Message{Kind: RelationKind, OID: 16384, Relation: Relation{OID: 16384, Namespace: "public", Name: "t", Identity: 'd', Columns: []Column{
-			{Key: true, Name: "id", TypeOID: 23, TypeMod: -1}, {Name: "näme", TypeOID: 1043, TypeMod: 24}}}}},
-	{"relation of pg_catalog in a stream", msg('R', uint32(9), uint32(1), "", "t", 'f', uint16(0)), true,
-		Message{Kind: RelationKind, Streamed: true, XID: 9, OID: 1, Relation: Relation{OID: 1, Namespace: "pg_catalog", Name: "t", Identity: 'f'}}},
+			{Key: true, Name: "id", TypeOID: 23, TypeMod: -1}, {Name: "näme", TypeOID: 1043, TypeMod: 24},
+		}}},
+	},
+	{
+		"relation of pg_catalog in a stream", msg('R', uint32(9), uint32(1), "", "t", 'f', uint16(0)), true,
+		Message{Kind: RelationKind, Streamed: true, XID: 9, OID: 1, Relation: Relation{OID: 1, Namespace: "pg_catalog", Name: "t", Identity: 'f'}},
+	},
 	{"type", msg('Y', uint32(99), "public", "mood"), false, Message{Kind: TypeKind, OID: 99, Namespace: "public", Name: "mood"}},
-	{"insert", msg('I', uint32(1), 'N', tuple(field('t', "a"), []byte{'n'}, field('b', "\x00\x01"), field('t', ""))), false,
-		Message{Kind: Insert, OID: 1, New: Tuple{{Text, []byte("a")}, {Kind: Null}, {Binary, []byte{0, 1}}, {Text, []byte{}}}}},
-	{"insert in a stream", msg('I', uint32(8), uint32(1), 'N', tuple(field('t', "a"))), true,
-		Message{Kind: Insert, Streamed: true, XID: 8, OID: 1, New: Tuple{{Text, []byte("a")}}}},
+	{
+		"insert", msg('I', uint32(1), 'N', tuple(field('t', "a"), []byte{'n'}, field('b', "\x00\x01"), field('t', ""))), false,
+		Message{Kind: Insert, OID: 1, New: Tuple{{Text, []byte("a")}, {Kind: Null}, {Binary, []byte{0, 1}}, {Text, []byte{}}}},
+	},
+	{
+		"insert in a stream", msg('I', uint32(8), uint32(1), 'N', tuple(field('t', "a"))), true,
+		Message{Kind: Insert, Streamed: true, XID: 8, OID: 1, New: Tuple{{Text, []byte("a")}}},
+	},
 	{"insert without columns", msg('I', uint32(1), 'N', tuple()), false, Message{Kind: Insert, OID: 1}},
-	{"update", msg('U', uint32(1), 'N', tuple(field('t', "a"), []byte{'u'})), false,
-		Message{Kind: Update, OID: 1, New: Tuple{{Text, []byte("a")}, {Kind: Unchanged}}}},
-	{"update of a key", msg('U', uint32(1), 'K', tuple(field('t', "a"), []byte{'n'}), 'N', tuple(field('t', "b"), []byte{'u'})), false,
-		Message{Kind: Update, OID: 1, OldKind: OldKey, Old: Tuple{{Text, []byte("a")}, {Kind: Null}}, New: Tuple{{Text, []byte("b")}, {Kind: Unchanged}}}},
-	{"update of a full row in a stream", msg('U', uint32(3), uint32(1), 'O', tuple(field('t', "a")), 'N', tuple(field('t', "b"))), true,
-		Message{Kind: Update, Streamed: true, XID: 3, OID: 1, OldKind: OldFull, Old: Tuple{{Text, []byte("a")}}, New: Tuple{{Text, []byte("b")}}}},
-	{"delete by key", msg('D', uint32(1), 'K', tuple(field('t', "a"))), false,
-		Message{Kind: Delete, OID: 1, OldKind: OldKey, Old: Tuple{{Text, []byte("a")}}}},
-	{"delete of a full row", msg('D', uint32(1), 'O', tuple(field('t', "a"))), false,
-		Message{Kind: Delete, OID: 1, OldKind: OldFull, Old: Tuple{{Text, []byte("a")}}}},
-	{"truncate", msg('T', uint32(2), byte(3), uint32(10), uint32(11)), false,
-		Message{Kind: Truncate, Flags: TruncateCascade | TruncateRestartIdentity, OIDs: []uint32{10, 11}}},
-	{"truncate in a stream", msg('T', uint32(4), uint32(1), byte(0), uint32(10)), true,
-		Message{Kind: Truncate, Streamed: true, XID: 4, OIDs: []uint32{10}}},
-	{"message", msg('M', byte(1), uint64(77), "prefix", uint32(3), []byte("abc")), false,
-		Message{Kind: Logical, Flags: LogicalTransactional, LSN: 77, Prefix: []byte("prefix"), Content: []byte("abc")}},
+	{
+		"update", msg('U', uint32(1), 'N', tuple(field('t', "a"), []byte{'u'})), false,
+		Message{Kind: Update, OID: 1, New: Tuple{{Text, []byte("a")}, {Kind: Unchanged}}},
+	},
+	{
+		"update of a key", msg('U', uint32(1), 'K', tuple(field('t', "a"), []byte{'n'}), 'N', tuple(field('t', "b"), []byte{'u'})), false,
+		Message{Kind: Update, OID: 1, OldKind: OldKey, Old: Tuple{{Text, []byte("a")}, {Kind: Null}}, New: Tuple{{Text, []byte("b")}, {Kind: Unchanged}}},
+	},
+	{
+		"update of a full row in a stream", msg('U', uint32(3), uint32(1), 'O', tuple(field('t', "a")), 'N', tuple(field('t', "b"))), true,
+		Message{Kind: Update, Streamed: true, XID: 3, OID: 1, OldKind: OldFull, Old: Tuple{{Text, []byte("a")}}, New: Tuple{{Text, []byte("b")}}},
+	},
+	{
+		"delete by key", msg('D', uint32(1), 'K', tuple(field('t', "a"))), false,
+		Message{Kind: Delete, OID: 1, OldKind: OldKey, Old: Tuple{{Text, []byte("a")}}},
+	},
+	{
+		"delete of a full row", msg('D', uint32(1), 'O', tuple(field('t', "a"))), false,
+		Message{Kind: Delete, OID: 1, OldKind: OldFull, Old: Tuple{{Text, []byte("a")}}},
+	},
+	{
+		"truncate", msg('T', uint32(2), byte(3), uint32(10), uint32(11)), false,
+		Message{Kind: Truncate, Flags: TruncateCascade | TruncateRestartIdentity, OIDs: []uint32{10, 11}},
+	},
+	{
+		"truncate in a stream", msg('T', uint32(4), uint32(1), byte(0), uint32(10)), true,
+		Message{Kind: Truncate, Streamed: true, XID: 4, OIDs: []uint32{10}},
+	},
+	{
+		"message", msg('M', byte(1), uint64(77), "prefix", uint32(3), []byte("abc")), false,
+		Message{Kind: Logical, Flags: LogicalTransactional, LSN: 77, Prefix: []byte("prefix"), Content: []byte("abc")},
+	},
 	{"stream start", msg('S', uint32(5), byte(1)), false, Message{Kind: StreamStart, XID: 5, FirstSegment: true}},
 	{"stream stop", msg('E'), true, Message{Kind: StreamStop}},
-	{"stream commit", msg('c', uint32(5), byte(0), uint64(1), uint64(2), aTimeWire), false,
-		Message{Kind: StreamCommit, XID: 5, LSN: 1, EndLSN: 2, Time: aTime}},
+	{
+		"stream commit", msg('c', uint32(5), byte(0), uint64(1), uint64(2), aTimeWire), false,
+		Message{Kind: StreamCommit, XID: 5, LSN: 1, EndLSN: 2, Time: aTime},
+	},
 	{"stream abort", msg('A', uint32(5), uint32(6)), false, Message{Kind: StreamAbort, XID: 5, SubXID: 6}},
 }
 
@@ -137,7 +171,7 @@ func TestDamaged(t *testing.T) {
 		for n := range len(tt.buf) {
 			check(t, tt.name, tt.buf[:n:n], tt.streamed)
 		}
-		check(t, tt.name, append(tt.buf[:len(tt.buf):len(tt.buf)], 0), tt.streamed)
+		check(t, tt.name, append(slices.Clip(tt.buf), 0), tt.streamed)
 	}
 	check(t, "unknown", []byte("b"), false)
 	check(t, "a time out of range", msg('B', uint64(1), uint64(1<<63-1), uint32(1)), false)

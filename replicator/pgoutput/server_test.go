@@ -53,7 +53,7 @@ func startStream(t *testing.T, dsn tenant.DSN, args ...string) *stream {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = conn.Close(context.Background()) }) //nolint:usetesting // the test's context has ended
+	t.Cleanup(func() { _ = conn.Close(context.Background()) })
 	slot := fmt.Sprintf("s_%x", sha256.Sum256([]byte(t.Name())))[:20]
 	if _, err := pglogrepl.CreateReplicationSlot(t.Context(), conn, slot, "pgoutput", pglogrepl.CreateReplicationSlotOptions{Temporary: true}); err != nil {
 		t.Fatal(err)
@@ -190,7 +190,7 @@ func open(t *testing.T, sql ...string) (tenant.DSN, *pgx.Conn) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = conn.Close(context.Background()) }) //nolint:usetesting // the test's context has ended
+	t.Cleanup(func() { _ = conn.Close(context.Background()) })
 	run(t, conn, sql...)
 	return dsn, conn
 }

@@ -105,7 +105,7 @@ func (s *Binary) wholeRows(p []byte) (int, error) {
 		if len(p)-pos < 2 {
 			return start, nil
 		}
-		count := int(int16(binary.BigEndian.Uint16(p[pos:]))) //nolint:gosec // a signed number on the wire
+		count := int(int16(binary.BigEndian.Uint16(p[pos:])))
 		if count == -1 {
 			return start, nil
 		}
@@ -118,7 +118,7 @@ func (s *Binary) wholeRows(p []byte) (int, error) {
 			if len(p)-pos < 4 {
 				return start, nil
 			}
-			size := int(int32(binary.BigEndian.Uint32(p[pos:]))) //nolint:gosec // a signed number on the wire
+			size := int(int32(binary.BigEndian.Uint32(p[pos:])))
 			pos += 4
 			if size < 0 {
 				if err := s.badLength(size, f); err != nil {
@@ -236,7 +236,7 @@ func (s *Binary) header(b []byte) error {
 	if flags&criticalBits != 0 {
 		return s.damaged(fmt.Sprintf("its header has unknown critical flags %#x", flags))
 	}
-	size := int32(binary.BigEndian.Uint32(b[len(binarySignature)+4:])) //nolint:gosec // a signed number on the wire
+	size := int32(binary.BigEndian.Uint32(b[len(binarySignature)+4:]))
 	if size < 0 {
 		return s.damaged("its header has a negative length")
 	}
@@ -248,7 +248,7 @@ func (s *Binary) header(b []byte) error {
 }
 
 func (s *Binary) beginRow(b []byte) error {
-	count := int(int16(binary.BigEndian.Uint16(b))) //nolint:gosec // a signed number on the wire
+	count := int(int16(binary.BigEndian.Uint16(b)))
 	if count == -1 {
 		s.state = inNothing
 		return nil
@@ -265,7 +265,7 @@ func (s *Binary) beginRow(b []byte) error {
 }
 
 func (s *Binary) beginField(b []byte) error {
-	size := int(int32(binary.BigEndian.Uint32(b))) //nolint:gosec // a signed number on the wire
+	size := int(int32(binary.BigEndian.Uint32(b)))
 	if size < 0 {
 		if err := s.badLength(size, s.field); err != nil {
 			return err

@@ -194,17 +194,17 @@ func (d *dealer) binaryRealm(raw []byte) ([]byte, error) {
 		return raw, nil
 	case oidInt2:
 		if len(raw) == 2 {
-			d.realm = strconv.AppendInt(d.realm[:0], int64(int16(binary.BigEndian.Uint16(raw))), 10) //nolint:gosec // a signed number on the wire
+			d.realm = strconv.AppendInt(d.realm[:0], int64(int16(binary.BigEndian.Uint16(raw))), 10)
 			return d.realm, nil
 		}
 	case oidInt4:
 		if len(raw) == 4 {
-			d.realm = strconv.AppendInt(d.realm[:0], int64(int32(binary.BigEndian.Uint32(raw))), 10) //nolint:gosec // a signed number on the wire
+			d.realm = strconv.AppendInt(d.realm[:0], int64(int32(binary.BigEndian.Uint32(raw))), 10)
 			return d.realm, nil
 		}
 	case oidInt8:
 		if len(raw) == 8 {
-			d.realm = strconv.AppendInt(d.realm[:0], int64(binary.BigEndian.Uint64(raw)), 10) //nolint:gosec // a signed number on the wire
+			d.realm = strconv.AppendInt(d.realm[:0], int64(binary.BigEndian.Uint64(raw)), 10)
 			return d.realm, nil
 		}
 	case oidUUID:

@@ -130,12 +130,11 @@ func transcodes(encoding string) bool {
 
 // tableDigest is the hex SHA-256 over a table's name and classes.
 func tableDigest(t *catalog.Table, d digest) string {
-	h := sha256.New()
-	fmt.Fprintf(h, "%s\n", t.Name.Quoted())
+	text := fmt.Appendf(nil, "%s\n", t.Name.Quoted())
 	for _, id := range slices.Sorted(maps.Keys(d)) {
-		fmt.Fprintf(h, "%d %d %s %s\n", id, d[id].rows, d[id].sum1, d[id].sum2)
+		text = fmt.Appendf(text, "%d %d %s %s\n", id, d[id].rows, d[id].sum1, d[id].sum2)
 	}
-	return hex.EncodeToString(h.Sum(nil))
+	return hexSum(text)
 }
 
 // summarise joins the tables' results. Its digest is the SHA-256 over the position and the tables' names, counts and
@@ -143,16 +142,20 @@ func tableDigest(t *catalog.Table, d digest) string {
 func summarise(in Input, started time.Time, tables []tenant.TableVerification) tenant.Verification {
 	slices.SortFunc(tables, func(a, b tenant.TableVerification) int { return strings.Compare(a.Table, b.Table) })
 	out := tenant.Verification{StartedAt: started, FinishedAt: time.Now().UTC(), LSN: in.LSN, Clean: true, Tables: tables}
-	h := sha256.New()
-	fmt.Fprintf(h, "%s\n", in.LSN)
+	text := fmt.Appendf(nil, "%s\n", in.LSN)
 	for i := range tables {
 		v := &tables[i]
 		out.Rows += v.SourceRows
 		out.Clean = out.Clean && v.Equal && v.Misplaced == 0
-		fmt.Fprintf(h, "%s %d %s\n", v.Table, v.SourceRows, v.Digest)
+		text = fmt.Appendf(text, "%s %d %s\n", v.Table, v.SourceRows, v.Digest)
 	}
-	out.Digest = hex.EncodeToString(h.Sum(nil))
+	out.Digest = hexSum(text)
 	return out
+}
+
+func hexSum(b []byte) string {
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
 }
 
 // reporter tells of progress, from all workers, one at a time.
