@@ -167,7 +167,7 @@ func newRealmsCommand(a *App) *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&o.db, "db", "", "the database, by name or URL (default: the only one, or rehome.json's)")
 	f.StringVar(&o.shard, "shard", "", "on this shard only")
-	f.StringVar(&o.sort, "sort", "", "by what: size or realm")
+	f.StringVar(&o.sort, "sort", "", "by what: size or name")
 	return cmd
 }
 

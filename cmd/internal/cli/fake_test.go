@@ -92,6 +92,9 @@ func (f *contract) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		c.FinishedAt = &now
 		answer(w, c)
 	})
+	mux.HandleFunc("GET /v1/databases/acme", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, api.Database{Name: "acme", RealmKey: "org_id"})
+	})
 	mux.HandleFunc("GET /v1/databases/acme/stats", func(w http.ResponseWriter, _ *http.Request) {
 		f.stats++
 		answer(w, api.Stats{Database: "acme", OpenNow: max(5-f.stats, 0), ByProtocol: map[string]int{"http": 1}, ByVia: map[string]int{"direct": 1}, Redirected: 0.25, Collecting: true,

@@ -60,6 +60,13 @@ func (o *planOptions) plan(ctx context.Context, a *App) (target, api.PlanRequest
 			return t, api.PlanRequest{}, usage("bad-accept", "copy the name from the finding, for example constraint-without-realm:public.accounts_pkey", "%q is not the name of a finding", acc)
 		}
 	}
+	if o.opts.RealmKey == "" {
+		db, err := t.Database(ctx, t.database)
+		if err != nil {
+			return t, api.PlanRequest{}, err
+		}
+		o.opts.RealmKey = db.RealmKey
+	}
 	return t, api.PlanRequest{From: from, To: t.Base() + "/" + t.database, Options: o.opts}, nil
 }
 

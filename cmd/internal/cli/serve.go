@@ -12,6 +12,8 @@ import (
 
 	"github.com/rehomedb/rehome/server"
 	"github.com/rehomedb/rehome/server/config"
+	"github.com/rehomedb/rehome/server/cutover"
+	"github.com/rehomedb/rehome/server/supervisor"
 )
 
 type serverOptions struct {
@@ -61,12 +63,10 @@ func runServer(ctx context.Context, a *App, o serverOptions) error {
 		return usage("bad-log-format", "write text or json", "there is no log format %q", o.logFormat)
 	}
 	cfg.Version = Version()
-	logger := a.logger(o)
-	s, err := server.New(ctx, cfg, a.deps(logger))
+	s, err := server.New(ctx, cfg, deps(a.logger(o)))
 	if err != nil {
 		return err
 	}
-	logger.InfoContext(ctx, "server started", "url", cfg.URL, "listen", s.Addr().String(), "installation", s.Installation().ID, "version", cfg.Version)
 	return s.Run(ctx)
 }
 
@@ -90,8 +90,14 @@ func newLogger(w io.Writer, level slog.Level, text, plain bool) *slog.Logger {
 }
 
 // deps wires what only the program can: the worker of the replications.
-func (a *App) deps(logger *slog.Logger) server.Deps {
-	return server.Deps{Logger: logger}
+func deps(logger *slog.Logger) server.Deps {
+	return server.Deps{Logger: logger, NewWorker: func(p server.Parts) (server.Worker, error) {
+		return supervisor.New(supervisor.Config{
+			Pool: p.Pool, Seal: p.Seal, Catalogue: p.Catalogue, Log: p.Log, Gateway: p.Gateway,
+			Signer: cutover.Signer{Installation: p.Installation.ID, Key: p.Installation.PrivateKey},
+			Server: p.Server, Now: p.Now, Logger: p.Logger,
+		}), nil
+	}}
 }
 
 func newMigrateCommand(a *App) *cobra.Command {
