@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"os"
 	"strings"
 	"sync"
@@ -80,7 +81,7 @@ func newWorld(t *testing.T, shards int) *world {
 	w := &world{pool: pool, public: pub, key: key}
 	w.job = cutover.Job{Replication: "abc123abc123", Database: "acme", SourceLabel: "postgres://hosted/acme", TargetURL: targetURL, Publication: "rehome_abc", Placement: 1}
 
-	w.job.Source = pgcluster.NewDatabase(t, source)
+	w.job.Source = asOwner(t, pgcluster.NewDatabase(t, source))
 	src := connect(t, w.job.Source)
 	exec(t, src, schemaSQL)
 	must(t, gate.InstallSource(ctx, src, pass))
@@ -105,6 +106,18 @@ func newWorld(t *testing.T, shards int) *world {
 	must(t, err)
 	w.verified(t, true, time.Now())
 	return w
+}
+
+// asOwner makes a role without any special right that may create in the database, and returns its connection string.
+func asOwner(t *testing.T, admin tenant.DSN) tenant.DSN {
+	t.Helper()
+	u, err := url.Parse(admin.Reveal())
+	must(t, err)
+	name := "owner_" + strings.ToLower(rand.Text()[:10])
+	root := connect(t, admin)
+	exec(t, root, "CREATE ROLE "+name+" LOGIN PASSWORD 'pw'; GRANT CREATE ON DATABASE "+root.Config().Database+" TO "+name+"; GRANT CREATE ON SCHEMA public TO "+name)
+	u.User = url.UserPassword(name, "pw")
+	return tenant.DSN(u.String())
 }
 
 func (w *world) verified(t *testing.T, clean bool, at time.Time) {
@@ -150,8 +163,8 @@ func (h *holder) Reload(context.Context) error {
 	return nil
 }
 
-// copier stands in for the engine: when the marker has come, it copies everything that is committed before it. What the
-// source accepts is thus at the shards if, and only if, it was committed before the marker.
+// copier stands in for the engine: when the marker has come, it copies everything that began to write before it, and
+// nothing that began later: what slips in between marker and fence is missing at the shards.
 type copier struct {
 	source tenant.DSN
 	shards []cutover.Shard
@@ -180,7 +193,8 @@ func (c *copier) WaitMarker(ctx context.Context, attempt string) (lsn tenant.LSN
 			}
 		}
 	}
-	rows, err := src.Query(ctx, `SELECT id, realm_id FROM entries`)
+	rows, err := src.Query(ctx, `SELECT id, realm_id FROM entries
+		WHERE xmin::text::bigint < (SELECT xmin::text::bigint FROM rehome.marker WHERE attempt = $1)`, attempt)
 	if err != nil {
 		return 0, nil, err
 	}
