@@ -144,8 +144,10 @@ func assemble(rels []relation, opts tenant.ReplicationOptions) []Table {
 	var tables []Table
 	var cur *Table
 	for _, r := range rels {
-		leaf := Leaf{OID: r.oid, Name: r.name, Filenode: r.filenode, Bytes: r.bytes, Rows: r.rows,
-			Identity: Identity{Kind: r.replident}, Parent: r.parent, Unlogged: r.persistence == "u"}
+		leaf := Leaf{
+			OID: r.oid, Name: r.name, Filenode: r.filenode, Bytes: r.bytes, Rows: r.rows,
+			Identity: Identity{Kind: r.replident}, Parent: r.parent, Unlogged: r.persistence == "u",
+		}
 		if r.level == 0 {
 			cur = nil
 			if !Included(opts, r.name) {

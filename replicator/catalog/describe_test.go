@@ -69,7 +69,7 @@ CREATE TABLE items (
 	total numeric GENERATED ALWAYS AS (n * 2) STORED, r int4range, mr int4multirange,
 	PRIMARY KEY (realm_id, id));
 ALTER TABLE items DROP COLUMN gone;
-CREATE TABLE "We""ird.Schema 🐘"."t.a ""b"" 🦣" (id serial PRIMARY KEY, "realm_id" text COLLATE "C", "Sel ect" int);
+CREATE TABLE "We""ird.Schema 🐘"."t.a ""b"" 🦣" (id serial PRIMARY KEY, "realm_id" text COLLATE "C", "Or der" int);
 CREATE TABLE ev (realm_id uuid, at date, id int, PRIMARY KEY (realm_id, at, id)) PARTITION BY RANGE (at);
 CREATE TABLE ev_a PARTITION OF ev FOR VALUES FROM ('2020-01-01') TO ('2021-01-01') PARTITION BY LIST (id);
 CREATE TABLE ev_a1 PARTITION OF ev_a DEFAULT;
@@ -113,8 +113,10 @@ func TestDescribe(t *testing.T) {
 	for _, c := range items.Columns {
 		binary[c.Name] = c.Binary
 	}
-	wantBinary := map[string]bool{"realm_id": true, "id": true, "m": true, "ms": true, "p": true, "ps": true, "d": true, "rc": false, "lk": false,
-		"ac": false, "n": true, "c": true, "v": true, "total": true, "r": true, "mr": true}
+	wantBinary := map[string]bool{
+		"realm_id": true, "id": true, "m": true, "ms": true, "p": true, "ps": true, "d": true, "rc": false, "lk": false,
+		"ac": false, "n": true, "c": true, "v": true, "total": true, "r": true, "mr": true,
+	}
 	if d := cmp.Diff(wantBinary, binary); d != "" {
 		t.Error(d)
 	}

@@ -116,9 +116,11 @@ func (p *planner) notNull(t *Table) bool {
 	only, noInherit := "", ""
 	if t.Children {
 		if p.version >= 180000 {
-			p.findings = append(p.findings, tenant.Finding{Severity: tenant.Blocking, Code: "identity-not-fixable", Object: obj,
+			p.findings = append(p.findings, tenant.Finding{
+				Severity: tenant.Blocking, Code: "identity-not-fixable", Object: obj,
 				Message: fmt.Sprintf("%s has inheritance children, and its realm key %s allows NULL: it cannot be changed without changing them", obj, t.RealmKey),
-				Remedy:  fmt.Sprintf("ALTER TABLE %s ALTER COLUMN %s SET NOT NULL", name, column)})
+				Remedy:  fmt.Sprintf("ALTER TABLE %s ALTER COLUMN %s SET NOT NULL", name, column),
+			})
 			return false
 		}
 		only, noInherit = "ONLY ", " NO INHERIT"
@@ -159,9 +161,11 @@ func (p *planner) nullableAgain(t *Table, only, name, column string) string {
 
 // full plans REPLICA IDENTITY FULL for a table and its leaves.
 func (p *planner) full(t *Table, why string) {
-	p.findings = append(p.findings, tenant.Finding{Severity: tenant.Warning, Code: "identity-full", Object: t.Name.String(),
+	p.findings = append(p.findings, tenant.Finding{
+		Severity: tenant.Warning, Code: "identity-full", Object: t.Name.String(),
 		Message: fmt.Sprintf("%s gets REPLICA IDENTITY FULL, because %s: each UPDATE and DELETE there writes the whole old row to the WAL", t.Name, why),
-		Remedy:  "give it a primary key to spare that"})
+		Remedy:  "give it a primary key to spare that",
+	})
 	for _, m := range identityMembers(t) {
 		if m.Identity.Kind != "f" {
 			p.add(m.Name.String(), m.Name.String()+": REPLICA IDENTITY FULL",

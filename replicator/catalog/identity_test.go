@@ -170,8 +170,10 @@ func TestIdentityForOneShard(t *testing.T) {
 		objects = append(objects, c.Description)
 	}
 	slices.Sort(objects)
-	want := []string{"public.deferred: REPLICA IDENTITY FULL", "public.keyless: REPLICA IDENTITY FULL", "public.keyless_a: REPLICA IDENTITY FULL",
-		"public.nothing: REPLICA IDENTITY DEFAULT", "public.pgbench_history: REPLICA IDENTITY FULL", "public.refless: REPLICA IDENTITY FULL"}
+	want := []string{
+		"public.deferred: REPLICA IDENTITY FULL", "public.keyless: REPLICA IDENTITY FULL", "public.keyless_a: REPLICA IDENTITY FULL",
+		"public.nothing: REPLICA IDENTITY DEFAULT", "public.pgbench_history: REPLICA IDENTITY FULL", "public.refless: REPLICA IDENTITY FULL",
+	}
 	if d := cmp.Diff(want, objects); d != "" {
 		t.Error(d)
 	}

@@ -212,14 +212,16 @@ func ahead(a, b, increment int64) bool {
 // NextValue computes a shard's first value and increment, as SetSequences would set them. No room left: KindRefused, code
 // sequence-exhausted.
 func NextValue(v tenant.SequenceValue, ordinal, step int) (next, increment int64, err error) {
-	exhausted := &tenant.Error{Kind: tenant.KindRefused, Code: "sequence-exhausted",
+	exhausted := &tenant.Error{
+		Kind: tenant.KindRefused, Code: "sequence-exhausted",
 		Message: fmt.Sprintf("sequence %s has no room left beyond %d for shard number %d", v.Name, v.Last, ordinal),
-		Hint:    "widen it at the source and the shards: ALTER SEQUENCE … AS bigint, with its column"}
+		Hint:    "widen it at the source and the shards: ALTER SEQUENCE … AS bigint, with its column",
+	}
 	inc := v.Increment
 	if inc == 0 {
 		inc = 1
 	}
-	ok := true
+	var ok bool
 	if step == 1 {
 		increment = inc
 		next, ok = add(v.Last, inc)

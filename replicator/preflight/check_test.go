@@ -31,7 +31,7 @@ func connect(t *testing.T, dsn tenant.DSN) *pgx.Conn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = conn.Close(context.Background()) }) //nolint:usetesting // at cleanup t.Context is over
+	t.Cleanup(func() { _ = conn.Close(context.Background()) })
 	return conn
 }
 
@@ -145,10 +145,10 @@ func TestEverythingThatCanBeWrong(t *testing.T) {
 	conn := connect(t, source)
 	execute(t, conn, `CREATE ROLE "only 🐘 here"`)
 	t.Cleanup(func() {
-		c, err := pgx.Connect(context.Background(), cluster.DSN("postgres").Reveal()) //nolint:usetesting // at cleanup t.Context is over
+		c, err := pgx.Connect(context.Background(), cluster.DSN("postgres").Reveal())
 		if err == nil {
-			_, _ = c.Exec(context.Background(), `DROP ROLE IF EXISTS "only 🐘 here"`) //nolint:usetesting // the same
-			_ = c.Close(context.Background())                                        //nolint:usetesting // the same
+			_, _ = c.Exec(context.Background(), `DROP ROLE IF EXISTS "only 🐘 here"`)
+			_ = c.Close(context.Background())
 		}
 	})
 	execute(t, conn, `
@@ -182,7 +182,8 @@ func TestEverythingThatCanBeWrong(t *testing.T) {
 	targets := shards(t, 2)
 	execute(t, connect(t, targets[0].DSN), "CREATE TABLE a (x int)")
 	in := preflight.Input{Source: source, Targets: targets, Options: tenant.ReplicationOptions{
-		Reference: []string{"plans", "slip*"}, Exclude: []string{"gone"}, TableKeys: map[string]string{"nowhere": "x"}, FixIdentity: true}}
+		Reference: []string{"plans", "slip*"}, Exclude: []string{"gone"}, TableKeys: map[string]string{"nowhere": "x"}, FixIdentity: true,
+	}}
 	before := schemaDump(t, source)
 	r := check(t, in)
 	if before != schemaDump(t, source) {
@@ -250,7 +251,7 @@ func TestPlainRole(t *testing.T) {
 		CREATE TABLE filtered (realm_id int PRIMARY KEY); ALTER TABLE filtered OWNER TO plain;
 		ALTER TABLE filtered ENABLE ROW LEVEL SECURITY; ALTER TABLE filtered FORCE ROW LEVEL SECURITY;`)
 	t.Cleanup(func() {
-		ctx := context.Background() //nolint:usetesting // at cleanup t.Context is over
+		ctx := context.Background()
 		for _, dsn := range []tenant.DSN{source, target, cluster.DSN("postgres")} {
 			if c, err := pgx.Connect(ctx, dsn.Reveal()); err == nil {
 				_, _ = c.Exec(ctx, "DROP OWNED BY plain, other CASCADE")
@@ -281,8 +282,10 @@ func TestPlainRole(t *testing.T) {
 
 func TestSourceSettings(t *testing.T) {
 	t.Parallel()
-	own := pgcluster.StartT(t, pgcluster.Options{Settings: map[string]string{"wal_level": "replica", "max_replication_slots": "1", "max_wal_senders": "1",
-		"max_slot_wal_keep_size": "1GB", "max_prepared_transactions": "2"}})
+	own := pgcluster.StartT(t, pgcluster.Options{Settings: map[string]string{
+		"wal_level": "replica", "max_replication_slots": "1", "max_wal_senders": "1",
+		"max_slot_wal_keep_size": "1GB", "max_prepared_transactions": "2",
+	}})
 	dsn := pgcluster.NewDatabase(t, own)
 	conn := connect(t, dsn)
 	execute(t, conn, `CREATE TABLE t (realm_id int PRIMARY KEY); CREATE SCHEMA rehome`)

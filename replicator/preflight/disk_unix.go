@@ -10,5 +10,5 @@ func freeSpace(dir string) (int64, bool) {
 	if err := syscall.Statfs(dir, &st); err != nil {
 		return 0, false
 	}
-	return int64(st.Bavail) * int64(st.Bsize), true //nolint:gosec,unconvert // types differ by system
+	return int64(st.Bavail) * int64(st.Bsize), true //nolint:unconvert // types differ by system
 }

@@ -106,8 +106,10 @@ func (c *checker) realmKey(t *catalog.Table) {
 
 // fixable is blocking without --fix-identity, and a notice with it.
 func (c *checker) fixable(code, object, remedy, format string, args ...any) {
-	f := tenant.Finding{Severity: tenant.Blocking, Code: code, Object: object, Message: fmt.Sprintf(format, args...), Fixable: true,
-		Remedy: "--fix-identity does it and takes it back at the end; or by hand: " + remedy}
+	f := tenant.Finding{
+		Severity: tenant.Blocking, Code: code, Object: object, Message: fmt.Sprintf(format, args...), Fixable: true,
+		Remedy: "--fix-identity does it and takes it back at the end; or by hand: " + remedy,
+	}
 	if c.in.Options.FixIdentity {
 		f.Severity, f.Remedy = tenant.Notice, "nothing to do: --fix-identity mends it"
 	}

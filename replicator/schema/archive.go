@@ -98,9 +98,11 @@ func pgDump(ctx context.Context, cfg Config, dir string, excluded []tenant.Table
 		return nil, fmt.Errorf("dump the schema: %w", err)
 	}
 	file := filepath.Join(dir, "schema.dump")
-	args := []string{"--format=custom", "--schema-only", "--no-owner", "--no-privileges", "--no-publications", "--no-subscriptions",
+	args := []string{
+		"--format=custom", "--schema-only", "--no-owner", "--no-privileges", "--no-publications", "--no-subscriptions",
 		"--no-security-labels", "--no-tablespaces", "--no-password", "--exclude-schema=rehome", "--exclude-schema=rehome_control",
-		"--encoding=UTF8", fmt.Sprintf("--lock-wait-timeout=%d", dumpLockWait.Milliseconds()), "--file=" + file}
+		"--encoding=UTF8", fmt.Sprintf("--lock-wait-timeout=%d", dumpLockWait.Milliseconds()), "--file=" + file,
+	}
 	if cfg.Snapshot != "" {
 		args = append(args, "--snapshot="+cfg.Snapshot)
 	}
@@ -117,7 +119,7 @@ func pgDump(ctx context.Context, cfg Config, dir string, excluded []tenant.Table
 		}
 		return nil, fmt.Errorf("dump the schema: pg_dump: %w: %s", err, shorten(stderr.String()))
 	}
-	raw, err := os.ReadFile(file) //nolint:gosec // our own file
+	raw, err := os.ReadFile(file)
 	if err != nil {
 		return nil, fmt.Errorf("dump the schema: %w", err)
 	}

@@ -155,12 +155,6 @@ func simple(ctx context.Context, conn *pgx.Conn, sql string) error {
 	return err
 }
 
-// step is an item of post-data, or a materialized view to refresh.
-type step struct {
-	*item
-	refresh bool
-}
-
 // RestorePost creates indexes and keys (per table, by jobs sessions at once), then the rest in the archive's order, and
 // refreshes materialized views last. Each item commits together with its row in rehome.ddl_done; those that are done are
 // skipped. progress is called after each item, never at the same time as itself, with how many of all are done.
@@ -188,7 +182,7 @@ func (a *Archive) RestorePost(ctx context.Context, dsn tenant.DSN, replication s
 		run.total += len(g)
 	}
 
-	work := make(chan []step)
+	work := make(chan []*item)
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		defer close(work)
@@ -224,7 +218,7 @@ func (a *Archive) RestorePost(ctx context.Context, dsn tenant.DSN, replication s
 
 // plan divides post-data: indexes and keys that depend on nothing else in it, in groups by table, and the rest in the
 // archive's order, which respects dependencies.
-func (a *Archive) plan() (groups [][]step, rest []step) {
+func (a *Archive) plan() (groups [][]*item, rest []*item) {
 	byID := make(map[int]*item, len(a.items))
 	for _, it := range a.items {
 		byID[it.id] = it
@@ -247,7 +241,7 @@ func (a *Archive) plan() (groups [][]step, rest []step) {
 			}
 		}
 		if !free || table == 0 {
-			rest = append(rest, step{item: it})
+			rest = append(rest, it)
 			continue
 		}
 		early[it.id] = true
@@ -257,11 +251,13 @@ func (a *Archive) plan() (groups [][]step, rest []step) {
 			at[table] = i
 			groups = append(groups, nil)
 		}
-		groups[i] = append(groups[i], step{item: it})
+		groups[i] = append(groups[i], it)
 	}
 	for _, m := range a.materialized {
-		rest = append(rest, step{refresh: true, item: &item{desc: "REFRESH", namespace: m.Schema, tag: m.Name, key: "REFRESH " + m.String(),
-			section: sectionPost, sql: "REFRESH MATERIALIZED VIEW " + m.Quoted()}})
+		rest = append(rest, &item{
+			desc: "REFRESH", namespace: m.Schema, tag: m.Name, key: "REFRESH " + m.String(),
+			section: sectionPost, sql: "REFRESH MATERIALIZED VIEW " + m.Quoted(),
+		})
 	}
 	return groups, rest
 }
@@ -278,11 +274,11 @@ type postRun struct {
 	finished int
 }
 
-func (r *postRun) steps(ctx context.Context, conn *pgx.Conn, steps []step) error {
-	for _, s := range steps {
+func (r *postRun) steps(ctx context.Context, conn *pgx.Conn, items []*item) error {
+	for _, s := range items {
 		if !r.done[s.key] {
 			if err := r.step(ctx, conn, s); err != nil {
-				return fmt.Errorf("create %s: %w", s.item, err)
+				return fmt.Errorf("create %s: %w", s, err)
 			}
 		}
 		r.report(s.String())
@@ -297,7 +293,7 @@ func (r *postRun) report(name string) {
 	r.progress(r.finished, r.total, name)
 }
 
-func (r *postRun) step(ctx context.Context, conn *pgx.Conn, s step) error {
+func (r *postRun) step(ctx context.Context, conn *pgx.Conn, s *item) error {
 	tx, err := conn.Begin(ctx)
 	if err != nil {
 		return err
@@ -306,8 +302,8 @@ func (r *postRun) step(ctx context.Context, conn *pgx.Conn, s step) error {
 	if err := simple(ctx, conn, "SAVEPOINT item"); err != nil {
 		return err
 	}
-	if err := r.archive.create(ctx, conn, s.item); err != nil {
-		if !r.archive.mayFail(s.item, err) {
+	if err := r.archive.create(ctx, conn, s); err != nil {
+		if !r.archive.mayFail(s, err) {
 			return err
 		}
 		r.archive.log.WarnContext(ctx, "foreign key left out, because rows of this shard do not satisfy it", "item", s.String(), "error", err)

@@ -30,7 +30,7 @@ func connect(t *testing.T, dsn tenant.DSN) *pgx.Conn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = conn.Close(context.Background()) }) //nolint:usetesting // at cleanup t.Context is over
+	t.Cleanup(func() { _ = conn.Close(context.Background()) })
 	return conn
 }
 
@@ -87,7 +87,7 @@ CREATE TABLE items (realm_id uuid NOT NULL REFERENCES realms ON DELETE CASCADE, 
 CREATE UNIQUE INDEX items_ident ON items (realm_id, id); ALTER TABLE items REPLICA IDENTITY USING INDEX items_ident;
 CREATE INDEX ON items USING gin (m); CREATE INDEX items_expr ON items ((n + 1)) WHERE n > 5;
 CREATE STATISTICS st ON realm_id, id FROM items;
-CREATE TABLE "We""ird.Schema 🐘"."t.a ""b"" 🦣" (id serial PRIMARY KEY, "realm_id" text COLLATE "C", "Sel ect" int, e serial,
+CREATE TABLE "We""ird.Schema 🐘"."t.a ""b"" 🦣" (id serial PRIMARY KEY, "realm_id" text COLLATE "C", "Or der" int, e serial,
 	"0123456789012345678901234567890123456789012345678901234567890🐘" int UNIQUE);
 CREATE TABLE ev (realm_id uuid, at date, id int, PRIMARY KEY (realm_id, at, id)) PARTITION BY RANGE (at);
 CREATE TABLE ev_a PARTITION OF ev FOR VALUES FROM ('2020-01-01') TO ('2021-01-01') PARTITION BY LIST (id);

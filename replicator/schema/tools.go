@@ -55,12 +55,16 @@ func FindTools(ctx context.Context, serverVersion int) (Tools, error) {
 	need := serverVersion / 10000
 	switch {
 	case best.Major == 0:
-		return Tools{}, &tenant.Error{Kind: tenant.KindRefused, Code: "pg-dump-missing", Message: "pg_dump is not installed here",
-			Hint: "install a Postgres client of version " + orNewer(need) + " or name its folder in " + binDirEnv}
+		return Tools{}, &tenant.Error{
+			Kind: tenant.KindRefused, Code: "pg-dump-missing", Message: "pg_dump is not installed here",
+			Hint: "install a Postgres client of version " + orNewer(need) + " or name its folder in " + binDirEnv,
+		}
 	case best.Major < need:
-		return Tools{}, &tenant.Error{Kind: tenant.KindRefused, Code: "pg-dump-too-old",
+		return Tools{}, &tenant.Error{
+			Kind: tenant.KindRefused, Code: "pg-dump-too-old",
 			Message: fmt.Sprintf("the newest pg_dump here is %d, the source is Postgres %d", best.Major, need),
-			Hint:    "install a Postgres client of version " + orNewer(need) + " or name its folder in " + binDirEnv}
+			Hint:    "install a Postgres client of version " + orNewer(need) + " or name its folder in " + binDirEnv,
+		}
 	}
 	return best, nil
 }
@@ -93,7 +97,7 @@ func candidates() []string {
 func majorVersion(ctx context.Context, path string) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, versionTimeout)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, path, "--version").Output() //nolint:gosec // a path of candidates
+	out, err := exec.CommandContext(ctx, path, "--version").Output()
 	if err != nil {
 		return 0, err
 	}
