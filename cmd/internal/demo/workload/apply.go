@@ -67,8 +67,8 @@ func applyEffect(ctx context.Context, tx pgx.Tx, op Op) error {
 		return applyToken(ctx, tx, op)
 	case op.Kind == KindRate:
 		_, err := tx.Exec(ctx, `
-			UPDATE public.currencies SET rate = 1 + $1 / 1000.0, as_of = clock_timestamp()
-			WHERE code = (SELECT code FROM public.currencies ORDER BY code OFFSET $1 % 8 LIMIT 1)`, op.Number)
+			UPDATE public.currencies SET rate = 1 + $1::int / 1000.0, as_of = clock_timestamp()
+			WHERE code = (SELECT code FROM public.currencies ORDER BY code OFFSET $1::int % 8 LIMIT 1)`, op.Number)
 		return err
 	}
 	return fmt.Errorf("%w: no such kind of write", ErrRefused)

@@ -17,7 +17,7 @@ const copyFlush = 1 << 20
 // copier writes rows of one table in COPY's text format (Postgres manual, COPY, "Text Format"). Each flush is a COPY of
 // its own; the caller's transaction holds them together.
 type copier struct {
-	ctx  context.Context //nolint:containedctx // lives for one table's copy
+	ctx  context.Context
 	conn *pgx.Conn
 	into string // "table (columns)"
 	buf  bytes.Buffer

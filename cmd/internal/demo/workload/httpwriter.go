@@ -50,25 +50,30 @@ func (h *httpWriter) do(ctx context.Context, op Op) error {
 		return fmt.Errorf("write %s: %w", op.Kind, err)
 	}
 	h.w.cfg.Ledger.Sent(op)
+	h.deliver(ctx, op, body)
+	return nil
+}
+
+func (h *httpWriter) deliver(ctx context.Context, op Op, body []byte) {
 	started := time.Now()
 	for try := 0; ; try++ {
 		// From the second attempt on the outcome of the one before may be unknown. Asking first is cheap, but only "done" is
 		// an answer: "not found" may be followed by a late commit, and the write must be sent again.
 		if try > 0 && h.known(ctx, op) {
 			h.w.stats.took(time.Since(started))
-			return nil
+			return
 		}
 		switch done, reason := h.attempt(ctx, op, body); {
 		case done:
 			h.w.stats.took(time.Since(started))
-			return nil
+			return
 		case ctx.Err() != nil:
-			return nil // stays unknown in the ledger
+			return // stays unknown in the ledger
 		default:
 			h.w.stats.retry(reason)
 		}
 		if !wait(ctx, h.gen.backoff(try)) {
-			return nil
+			return
 		}
 	}
 }

@@ -3,6 +3,7 @@ package workload
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"maps"
 	"sync"
 	"time"
 )
@@ -130,13 +131,7 @@ func (l *Ledger) Counts() Counts {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	c := l.counts
-	c.BySide, c.ByKind = map[string]int64{}, map[Kind]int64{}
-	for side, n := range l.counts.BySide {
-		c.BySide[side] = n
-	}
-	for kind, n := range l.counts.ByKind {
-		c.ByKind[kind] = n
-	}
+	c.BySide, c.ByKind = maps.Clone(c.BySide), maps.Clone(c.ByKind)
 	return c
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -140,15 +141,13 @@ func (w *Writers) Run(ctx context.Context) error {
 func (w *Writers) Report() WriterReport {
 	l := w.cfg.Ledger
 	r := WriterReport{
-		Counts: l.Counts(), Retries: map[string]int64{}, Redirects: w.stats.redirects.Load(),
+		Counts: l.Counts(), Redirects: w.stats.redirects.Load(),
 		SlowestMillis: float64(w.stats.slowest.Load()) / float64(time.Millisecond),
 		GapMillis:     l.LongestGap(GapAll).Millis(), GapHTTPMillis: l.LongestGap(GapHTTP).Millis(), GapDirMillis: l.LongestGap(GapDirect).Millis(),
 	}
 	w.stats.mu.Lock()
 	defer w.stats.mu.Unlock()
-	for reason, n := range w.stats.retries {
-		r.Retries[reason] = n
-	}
+	r.Retries = maps.Clone(w.stats.retries)
 	r.Sockets = w.stats.sockets.clone()
 	return r
 }
