@@ -70,24 +70,18 @@ func (c *Catalogue) CreateDatabase(ctx context.Context, req CreateRequest) (Data
 	return c.finishCreate(ctx, d, req)
 }
 
-// lockName keeps two servers from creating, adopting or purging one name at once. The lock ends with its session.
+// lockName keeps two servers from creating, adopting or purging one name at once. The lock is a session of its own and
+// ends with it: one of the pool would be held while its holder needs a second one.
 func (c *Catalogue) lockName(ctx context.Context, name string) (unlock func(), err error) {
-	conn, err := c.pool.Acquire(ctx)
+	conn, err := pgx.ConnectConfig(ctx, c.pool.Config().ConnConfig)
 	if err != nil {
 		return nil, fmt.Errorf("lock database name %s: %w", name, err)
 	}
 	if _, err := conn.Exec(ctx, `SELECT pg_advisory_lock(hashtextextended('rehome database ' || $1, 0))`, name); err != nil {
-		conn.Release()
+		closeConn(ctx, conn)
 		return nil, fmt.Errorf("lock database name %s: %w", name, err)
 	}
-	return func() {
-		uctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), probeTimeout)
-		defer cancel()
-		if _, err := conn.Exec(uctx, `SELECT pg_advisory_unlock(hashtextextended('rehome database ' || $1, 0))`, name); err != nil {
-			_ = conn.Conn().Close(uctx) // a closed session holds no lock
-		}
-		conn.Release()
-	}, nil
+	return func() { closeConn(ctx, conn) }, nil
 }
 
 // beginCreate checks the shards and records what is to be made.

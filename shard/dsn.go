@@ -32,6 +32,9 @@ func parseDSN(dsn tenant.DSN) (*pgx.ConnConfig, error) {
 // withDatabase is dsn with another database's name, in the form that dsn has. Everything else stays byte for byte.
 func withDatabase(dsn tenant.DSN, name string) (tenant.DSN, error) {
 	raw := dsn.Reveal()
+	if strings.TrimSpace(raw) == "" {
+		return "", errBadDSN
+	}
 	var out string
 	if strings.HasPrefix(raw, "postgres://") || strings.HasPrefix(raw, "postgresql://") {
 		out = urlWithDatabase(raw, name)

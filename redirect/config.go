@@ -1,0 +1,71 @@
+package redirect
+
+import (
+	"log/slog"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// Defaults of a Config.
+const (
+	defaultRefresh      = 5 * time.Second       // NOTIFY tells sooner; this is for a lost one
+	defaultFlush        = 5 * time.Second       // a third of gaugeStale: one flush may fail
+	defaultMaxHeld      = 10000                 // a goroutine and a socket each: about 200 MB
+	defaultMaxHold      = 10 * time.Second      // twice the default of a cutover's longest pause
+	defaultReleaseBatch = 64                    // what an application takes at once without queueing
+	defaultReleaseEvery = 10 * time.Millisecond // 10,000 held requests are released within 1.6 s
+	defaultWriteTimeout = 30 * time.Second      // a reader that takes nothing for that long is gone
+	defaultDialTimeout  = 5 * time.Second       // an upstream is near
+	defaultMaxMessage   = 64 << 20              // bytes of one WebSocket message; it is streamed, not kept
+)
+
+// Config of a gateway. Zero values mean the defaults. Pool and Server are required.
+type Config struct {
+	Pool           *pgxpool.Pool
+	Now            func() time.Time
+	Logger         *slog.Logger
+	Server         string        // name of this server, unique among those that share the control database
+	UsageStats     bool          // count connections and clients; false: nothing is collected
+	RefreshEvery   time.Duration // routes are read again at least so often; default 5 s
+	FlushEvery     time.Duration // statistics are written so often; default 5 s
+	MaxHeld        int           // requests held at once, over all databases; default 10000
+	MaxHold        time.Duration // longest hold; default 10 s
+	ReleaseBatch   int           // held requests let go at once; default 64
+	ReleaseEvery   time.Duration // and so long between such batches; default 10 ms
+	WriteTimeout   time.Duration // a client that takes no byte for so long is cut off; default 30 s
+	DialTimeout    time.Duration // connecting to an upstream; default 5 s
+	MaxMessage     int64         // bytes of one WebSocket message; default 64 MB
+	TrustForwarded bool          // believe X-Forwarded-For of whoever connects: a load balancer is in front
+}
+
+// WithDefaults fills what was left out.
+func (c Config) WithDefaults() Config {
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Server == "" {
+		c.Server = "rehome"
+	}
+	for d, def := range map[*time.Duration]time.Duration{
+		&c.RefreshEvery: defaultRefresh, &c.FlushEvery: defaultFlush, &c.MaxHold: defaultMaxHold,
+		&c.ReleaseEvery: defaultReleaseEvery, &c.WriteTimeout: defaultWriteTimeout, &c.DialTimeout: defaultDialTimeout,
+	} {
+		if *d <= 0 {
+			*d = def
+		}
+	}
+	if c.MaxHeld <= 0 {
+		c.MaxHeld = defaultMaxHeld
+	}
+	if c.ReleaseBatch <= 0 {
+		c.ReleaseBatch = defaultReleaseBatch
+	}
+	if c.MaxMessage <= 0 {
+		c.MaxMessage = defaultMaxMessage
+	}
+	return c
+}

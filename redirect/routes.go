@@ -1,0 +1,240 @@
+package redirect
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/url"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/rehomedb/rehome/tenant"
+)
+
+// route is what the gateway knows of a database. It is immutable.
+type route struct {
+	name     string
+	state    string // "" where only a redirect is left
+	ready    bool   // false while the database is being created
+	upstream *url.URL
+	redirect *Redirect
+	target   *url.URL // of the redirect
+}
+
+// moved reports whether a redirect is in force at now.
+func (r *route) moved(now time.Time) bool {
+	return r.redirect != nil && (r.redirect.TombstoneUntil == nil || now.Before(*r.redirect.TombstoneUntil))
+}
+
+// gone reports whether nothing will ever be here again.
+func (r *route) gone(now time.Time) bool {
+	if r.redirect != nil && r.redirect.TombstoneUntil != nil && !now.Before(*r.redirect.TombstoneUntil) {
+		return true
+	}
+	return r.redirect == nil && (r.state == "deleted" || r.state == "purged")
+}
+
+type table map[string]*route
+
+// load reads all routes.
+func (g *Gateway) load(ctx context.Context) (table, error) {
+	rows, err := g.cfg.Pool.Query(ctx, `SELECT COALESCE(d.name, r.database), COALESCE(d.state, ''), COALESCE(d.kind = 'adopted' OR d.placement_epoch > 0, true),
+			COALESCE(d.upstream_url, ''), r.target_url, r.mode, r.permanent, r.created_at, r.created_by, r.tombstone_until
+		FROM rehome_control.databases d FULL JOIN rehome_control.redirects r ON r.database = d.name`)
+	if err != nil {
+		return nil, fmt.Errorf("read routes: %w", err)
+	}
+	out := table{}
+	_, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (struct{}, error) {
+		var r route
+		var upstream string
+		var to, mode, by *string
+		var permanent *bool
+		var at, until *time.Time
+		if err := row.Scan(&r.name, &r.state, &r.ready, &upstream, &to, &mode, &permanent, &at, &by, &until); err != nil {
+			return struct{}{}, err
+		}
+		if upstream != "" {
+			if u, err := url.Parse(upstream); err == nil && u.Host != "" {
+				r.upstream = u
+			} else {
+				g.cfg.Logger.WarnContext(ctx, "upstream is not a url", "database", r.name)
+			}
+		}
+		if to != nil {
+			u, err := url.Parse(*to)
+			if err != nil || u.Host == "" {
+				g.cfg.Logger.WarnContext(ctx, "redirect is not a url", "database", r.name)
+			} else {
+				r.target = u
+				r.redirect = &Redirect{Database: r.name, To: *to, Mode: Mode(*mode), Permanent: *permanent, CreatedAt: *at, CreatedBy: *by, TombstoneUntil: until}
+			}
+		}
+		out[r.name] = &r
+		return struct{}{}, nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read routes: %w", err)
+	}
+	return out, nil
+}
+
+// Reload reads the routes now and tells WebSockets whose database moved or stopped.
+func (g *Gateway) Reload(ctx context.Context) error {
+	g.reloading.Lock() // or an older reading could replace a newer one
+	defer g.reloading.Unlock()
+	t, err := g.load(ctx)
+	if err != nil {
+		g.metrics.reloadErrors.Inc()
+		return err
+	}
+	g.routes.Store(&t)
+	g.metrics.reloaded.SetToCurrentTime()
+	g.sockets.follow(t, g.cfg)
+	return nil
+}
+
+func (g *Gateway) route(name string) *route {
+	if t := g.routes.Load(); t != nil {
+		return (*t)[name]
+	}
+	return nil
+}
+
+// watch keeps the routes fresh until ctx ends: by NOTIFY, and at least every RefreshEvery.
+func (g *Gateway) watch(ctx context.Context) error {
+	for ctx.Err() == nil {
+		if err := g.listen(ctx); err != nil && ctx.Err() == nil {
+			g.cfg.Logger.WarnContext(ctx, "routes cannot be read, the last ones stay in force", "error", err)
+			wait(ctx, g.cfg.RefreshEvery/2+rand.N(g.cfg.RefreshEvery)) //nolint:gosec // jitter needs no secrecy
+		}
+	}
+	return nil
+}
+
+// listen holds one session that listens, until it breaks.
+func (g *Gateway) listen(ctx context.Context) error {
+	acquired, err := g.cfg.Pool.Acquire(ctx)
+	if err != nil {
+		return fmt.Errorf("listen for routes: %w", err)
+	}
+	conn := acquired.Hijack() // a session that listens must not go back to the pool
+	defer func() {
+		cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		_ = conn.Close(cctx)
+	}()
+	if _, err := conn.Exec(ctx, "LISTEN "+pgx.Identifier{RoutesChannel}.Sanitize()); err != nil {
+		return fmt.Errorf("listen for routes: %w", err)
+	}
+	for {
+		if err := g.Reload(ctx); err != nil { // first: what came before LISTEN
+			return err
+		}
+		wctx, cancel := context.WithTimeout(ctx, g.cfg.RefreshEvery)
+		_, err := conn.WaitForNotification(wctx)
+		timeout := wctx.Err() != nil
+		cancel()
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil && !timeout {
+			return fmt.Errorf("listen for routes: %w", err)
+		}
+	}
+}
+
+func wait(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// SetRedirect sets a database's redirect, or changes it; a tombstone's end stays. This gateway follows at once, the
+// others by NOTIFY. That the old side no longer takes writes is the caller's to check.
+func (g *Gateway) SetRedirect(ctx context.Context, r Redirect) (Redirect, error) {
+	if r.Mode == "" {
+		r.Mode = ModeRedirect
+	}
+	if r.Mode != ModeRedirect && r.Mode != ModeProxy && r.Mode != ModeRefuse {
+		return Redirect{}, tenant.Errorf(tenant.KindInvalid, "bad-redirect-mode", "use redirect, proxy or refuse", "%q is not a mode of a redirect", r.Mode)
+	}
+	to, err := tenant.ParseDatabaseURL(r.To)
+	if err != nil {
+		return Redirect{}, err
+	}
+	r.To = to.String()
+	err = pgx.BeginFunc(ctx, g.cfg.Pool, func(tx pgx.Tx) error {
+		err := tx.QueryRow(ctx, `INSERT INTO rehome_control.redirects AS r (database, target_url, mode, permanent, created_at, created_by)
+			SELECT d.name, $2, $3, $4, $5, $6 FROM rehome_control.databases d WHERE d.name = $1
+			ON CONFLICT (database) DO UPDATE SET target_url = $2, mode = $3, permanent = $4, created_at = $5, created_by = $6
+			RETURNING created_at, tombstone_until`, r.Database, r.To, r.Mode, r.Permanent, g.cfg.Now(), r.CreatedBy).Scan(&r.CreatedAt, &r.TombstoneUntil)
+		if err != nil {
+			return err
+		}
+		return notify(ctx, tx)
+	})
+	if isNoRows(err) {
+		return Redirect{}, tenant.Errorf(tenant.KindNotFound, "database-unknown", "list them with: rehome databases", "there is no database %q", r.Database)
+	}
+	if err != nil {
+		return Redirect{}, fmt.Errorf("record the redirect of %s: %w", r.Database, err)
+	}
+	return r, g.Reload(ctx)
+}
+
+// ClearRedirect takes a redirect back.
+func (g *Gateway) ClearRedirect(ctx context.Context, database string) error {
+	return g.changeRedirect(ctx, database, `DELETE FROM rehome_control.redirects WHERE database = $1`)
+}
+
+// SetTombstone says until when a redirect answers; afterwards it is 410.
+func (g *Gateway) SetTombstone(ctx context.Context, database string, until time.Time) error {
+	return g.changeRedirect(ctx, database, `UPDATE rehome_control.redirects SET tombstone_until = $2 WHERE database = $1`, until)
+}
+
+func (g *Gateway) changeRedirect(ctx context.Context, database, sql string, args ...any) error {
+	err := pgx.BeginFunc(ctx, g.cfg.Pool, func(tx pgx.Tx) error {
+		tag, err := tx.Exec(ctx, sql, append([]any{database}, args...)...)
+		if err != nil {
+			return fmt.Errorf("change the redirect of %s: %w", database, err)
+		}
+		if tag.RowsAffected() == 0 {
+			return noRedirect(database)
+		}
+		return notify(ctx, tx)
+	})
+	if err != nil {
+		return err
+	}
+	return g.Reload(ctx)
+}
+
+// RedirectOf reads a redirect from the control database. KindNotFound if there is none.
+func (g *Gateway) RedirectOf(ctx context.Context, database string) (Redirect, error) {
+	r := Redirect{Database: database}
+	err := g.cfg.Pool.QueryRow(ctx, `SELECT target_url, mode, permanent, created_at, created_by, tombstone_until FROM rehome_control.redirects WHERE database = $1`, database).
+		Scan(&r.To, &r.Mode, &r.Permanent, &r.CreatedAt, &r.CreatedBy, &r.TombstoneUntil)
+	if isNoRows(err) {
+		return Redirect{}, noRedirect(database)
+	}
+	if err != nil {
+		return Redirect{}, fmt.Errorf("read the redirect of %s: %w", database, err)
+	}
+	return r, nil
+}
+
+func noRedirect(database string) error {
+	return tenant.Errorf(tenant.KindNotFound, "no-redirect", "set one with: rehome redirect --from … --to …", "database %q has no redirect", database)
+}
+
+func notify(ctx context.Context, tx pgx.Tx) error {
+	if _, err := tx.Exec(ctx, `SELECT pg_notify($1, '')`, RoutesChannel); err != nil {
+		return fmt.Errorf("tell the gateways: %w", err)
+	}
+	return nil
+}
