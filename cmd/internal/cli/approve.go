@@ -78,7 +78,7 @@ func (a *App) approve(ctx context.Context, t target, o otpOptions, req api.Chall
 		return false, tenant.Errorf(tenant.KindUnauthorised, "code-needed",
 			"ask with --request-otp, then run the same command with --otp-id ID --otp CODE; or use --otp-channel totp --otp CODE", "this needs a person's code, and there is no terminal to ask for it")
 	}
-	id := o.id
+	id, app := o.id, o.channel == "totp"
 	if id == "" {
 		ch, err := t.Challenge(ctx, req)
 		if err != nil {
@@ -87,10 +87,11 @@ func (a *App) approve(ctx context.Context, t target, o otpOptions, req api.Chall
 		a.tellChallenge(ch)
 		id = ch.ID
 	}
-	return false, a.askCode(ctx, id, do)
+	return false, a.askCode(ctx, id, app, do)
 }
 
-func (a *App) askCode(ctx context.Context, id string, do func(context.Context, api.Approval) error) error {
+// askCode asks until a code is right. An app shows the same code for 30 s, and each counts once: then the next one will do.
+func (a *App) askCode(ctx context.Context, id string, app bool, do func(context.Context, api.Approval) error) error {
 	for try := 1; ; try++ {
 		code, err := a.ask(ctx, "code: ")
 		if errors.Is(err, io.EOF) {
@@ -105,7 +106,7 @@ func (a *App) askCode(ctx context.Context, id string, do func(context.Context, a
 		}
 		err = do(ctx, api.Approval{ID: id, Code: normaliseCode(code)})
 		var e *tenant.Error
-		if !errors.As(err, &e) || e.Code != "wrong-code" || try >= codeTries {
+		if !errors.As(err, &e) || try >= codeTries || (e.Code != "wrong-code" && (!app || e.Code != "code-used")) {
 			return err
 		}
 		a.Print.Notef("%s", e.Message)

@@ -81,14 +81,7 @@ func (a *App) printEvent(raw json.RawMessage) error {
 		a.Print.Textf("%s", raw)
 		return nil
 	}
-	text := ""
-	if phase, reason, _ := phaseOf(raw); phase != "" {
-		text = string(phase)
-		if reason != "" {
-			text += ": " + reason
-		}
-	}
-	a.Print.Textf("%s  %s  %s %s", e.Time.UTC().Format("2006-01-02 15:04:05.000Z"), e.Subject, a.Print.Paint(output.Bold, strings.TrimPrefix(e.Type, "dev.rehome.")), text)
+	a.Print.Textf("%s  %s  %s %s", e.Time.UTC().Format("2006-01-02 15:04:05.000Z"), e.Subject, a.Print.Paint(output.Bold, strings.TrimPrefix(e.Type, "dev.rehome.")), phaseOf(raw))
 	return nil
 }
 

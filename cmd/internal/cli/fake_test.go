@@ -230,7 +230,7 @@ func (f *contract) events(w http.ResponseWriter, r *http.Request) {
 	f.connects++
 	phases := []tenant.Phase{tenant.Preparing, tenant.Copying, tenant.InSync}
 	for n := after + 1; n <= len(phases) && (f.connects > 1 || n <= 2); n++ {
-		_, _ = fmt.Fprintf(w, "id: %d\ndata: {\"specversion\":\"1.0\",\"type\":\"dev.rehome.replication.phase\",\"sequence\":%d,\"data\":{\"phase\":%q}}\n\n", n, n, phases[n-1])
+		_, _ = fmt.Fprintf(w, "id: %d\ndata: {\"specversion\":\"1.0\",\"type\":\"dev.rehome.replication.phase\",\"sequence\":%d,\"data\":{\"from\":\"created\",\"to\":%q}}\n\n", n, n, phases[n-1])
 	}
 }
 

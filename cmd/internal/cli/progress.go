@@ -103,7 +103,7 @@ func (a *App) printProgress(p tenant.Progress) {
 // reached says whether watching ends at this phase, and whether that is a failure.
 func reached(phase tenant.Phase, until, reason, remedy string) (bool, error) {
 	switch {
-	case until == "" && phase.Terminal(), until != "" && phase == tenant.Phase(until):
+	case until == "" && phase.Terminal(), until != "" && atLeast(phase, tenant.Phase(until)):
 		return true, nil
 	case until == "":
 		return false, nil
@@ -116,6 +116,13 @@ func reached(phase tenant.Phase, until, reason, remedy string) (bool, error) {
 		return true, tenant.Errorf(tenant.KindConflict, "paused", remedy, "the replication is paused: %s", reason)
 	}
 	return false, nil
+}
+
+// atLeast reports whether a phase is the wanted one or, on the way forward, a later one.
+func atLeast(phase, want tenant.Phase) bool {
+	forward := []tenant.Phase{tenant.Created, tenant.Preparing, tenant.Copying, tenant.CatchingUp, tenant.InSync, tenant.CuttingOver, tenant.CutOver, tenant.Completed}
+	have, need := slices.Index(forward, phase), slices.Index(forward, want)
+	return phase == want || (need >= 0 && have >= need)
 }
 
 // watchProgress shows progress for people until it ends.
@@ -194,31 +201,38 @@ func (a *App) followProgress(ctx context.Context, t target, id string, o progres
 		if err := a.Print.Line(e.Data); err != nil {
 			return err
 		}
-		phase, reason, remedy := phaseOf(e.Data)
-		if end, err := reached(phase, o.until, reason, remedy); end {
-			if err != nil {
-				return err
-			}
+		if end, _ := reached(phaseOf(e.Data), o.until, "", ""); !end {
+			return nil
+		}
+		// The event may be of the past: what counts is how it stands now.
+		p, err := t.Progress(ctx, id)
+		if err != nil {
+			return err
+		}
+		end, err := reached(p.Phase, o.until, p.Reason, p.Remedy)
+		if err == nil && end {
 			return client.Stop()
 		}
-		return nil
+		return err
 	})
 }
 
-// phaseOf finds the phase in an event's data: of progress, or of a change of state.
-func phaseOf(event json.RawMessage) (phase tenant.Phase, reason, remedy string) {
+// phaseOf finds the phase in an event's data: of progress, or of a change of phase; "" if there is none.
+func phaseOf(event json.RawMessage) tenant.Phase {
 	var e struct {
 		Data struct {
-			tenant.State
-			Nested tenant.State `json:"state"`
+			Phase tenant.Phase `json:"phase"`
+			To    tenant.Phase `json:"to"` // of a change of phase
 		} `json:"data"`
 	}
 	if json.Unmarshal(event, &e) != nil {
-		return "", "", "" // its data is of another shape and tells no phase
+		return "" // its data is of another shape
 	}
-	s := e.Data.State
-	if s.Phase == "" {
-		s = e.Data.Nested
+	if e.Data.Phase != "" {
+		return e.Data.Phase
 	}
-	return s.Phase, s.Reason, s.Remedy
+	if slices.Contains(tenant.Phases, e.Data.To) {
+		return e.Data.To
+	}
+	return ""
 }

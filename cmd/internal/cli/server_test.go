@@ -2,6 +2,7 @@ package cli_test
 
 import (
 	"context"
+	"encoding/json"
 	"net"
 	"net/http"
 	"path/filepath"
@@ -10,10 +11,13 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	pquerna "github.com/pquerna/otp"
+	"github.com/pquerna/otp/totp"
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/rehomedb/rehome/internal/pgcluster"
 	"github.com/rehomedb/rehome/otp"
+	"github.com/rehomedb/rehome/server/api"
 )
 
 // startWithin bounds what a server needs to migrate and listen on a busy machine.
@@ -37,7 +41,7 @@ func TestServer(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "ready": ready, "code": code, "sql": sql, "freeport": freePort,
+			"exits": exits, "ready": ready, "code": code, "sql": sql, "freeport": freePort, "appcode": appCode,
 		},
 	})
 }
@@ -86,6 +90,20 @@ func code(ts *testscript.TestScript, _ bool, args []string) {
 	}
 	ts.Setenv("CODE", mails[n-1].Code)
 	ts.Setenv("CHALLENGE", mails[n-1].Challenge)
+}
+
+// appcode FILE AHEAD: puts the code that an authenticator app shows after AHEAD into $CODE. FILE is the JSON of
+// `totp enroll`.
+func appCode(ts *testscript.TestScript, _ bool, args []string) {
+	var e api.TOTPEnrolment
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[0])), &e))
+	key, err := pquerna.NewKeyFromURL(e.URI)
+	ts.Check(err)
+	ahead, err := time.ParseDuration(args[1])
+	ts.Check(err)
+	c, err := totp.GenerateCode(key.Secret(), time.Now().Add(ahead))
+	ts.Check(err)
+	ts.Setenv("CODE", c)
 }
 
 // sql DSN STATEMENT: runs a statement.
