@@ -16,6 +16,7 @@ type metrics struct {
 	registry *prometheus.Registry
 	requests *prometheus.CounterVec
 	duration *prometheus.HistogramVec
+	inFlight prometheus.Gauge
 }
 
 func newMetrics(pool *pgxpool.Pool, natsUp func() bool, more ...prometheus.Collector) *metrics {
@@ -24,11 +25,12 @@ func newMetrics(pool *pgxpool.Pool, natsUp func() bool, more ...prometheus.Colle
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "rehome_api_requests_total", Help: "API requests by method and status."}, []string{"method", "status"}),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "rehome_api_request_seconds", Help: "Duration of API requests by method; streams and long polls included.",
 			Buckets: prometheus.ExponentialBuckets(0.002, 4, 8)}, []string{"method"}),
+		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{Name: "rehome_api_requests_in_flight", Help: "API requests being worked on; streams and long polls included."}),
 	}
 	gauge := func(name, help string, f func() float64) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f)
 	}
-	m.registry.MustRegister(m.requests, m.duration, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	m.registry.MustRegister(m.requests, m.duration, m.inFlight, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		gauge("rehome_nats_up", "1 while the news reach NATS.", func() float64 {
 			if natsUp() {
 				return 1

@@ -1,0 +1,136 @@
+package server
+
+import (
+	"encoding/json"
+	"testing"
+	"time"
+
+	"github.com/rehomedb/rehome/server/api"
+	"github.com/rehomedb/rehome/tenant"
+)
+
+func (b *bundle) setPhase(id string, p tenant.Phase) {
+	b.t.Helper()
+	b.exec(`UPDATE rehome_control.replications SET phase = $2, state = jsonb_build_object('phase', $2::text) WHERE id = $1`, id, string(p))
+}
+
+func (b *bundle) verified(id, vid string, clean bool, at time.Time) {
+	b.t.Helper()
+	b.exec(`INSERT INTO rehome_control.verifications (id, replication, started_at, finished_at, clean, digest, result) VALUES ($1,$2,$3,$3,$4,'abc',jsonb_build_object('id',$1::text,'clean',$4::boolean))`, vid, id, at, clean)
+}
+
+func TestCommands(t *testing.T) {
+	t.Parallel()
+	b, _, p := journey(t)
+	r := b.start(p)
+	path := "/v1/replications/" + r.ID
+	b.refused(b.do("POST", path+"/verify", api.CommandRequest{}, nil), 409, tenant.KindConflict, "wrong-phase")
+	b.refused(b.do("POST", path+"/complete", api.CommandRequest{}, nil), 409, tenant.KindConflict, "wrong-phase")
+	b.setPhase(r.ID, tenant.InSync)
+	var c, again api.Command
+	if a := b.must("POST", path+"/verify", nil, &c); a.status != 202 {
+		t.Errorf("got %d", a.status)
+	}
+	b.must("POST", path+"/verify", api.CommandRequest{}, &again)
+	if again.ID != c.ID {
+		t.Error("the same question twice is two commands")
+	}
+	// The long poll ends when the worker is done.
+	began := time.Now()
+	done := make(chan string, 1)
+	go func() {
+		_, body := b.try("GET", "/v1/commands/"+c.ID+"?wait=20")
+		done <- body
+	}()
+	b.exec(`UPDATE rehome_control.replication_commands SET started_at = now(), finished_at = now(), result = '{"clean":true}' WHERE id = $1`, c.ID)
+	var got api.Command
+	if err := json.Unmarshal([]byte(<-done), &got); err != nil {
+		t.Fatal(err)
+	}
+	if got.FinishedAt == nil || string(got.Result) != `{"clean": true}` && string(got.Result) != `{"clean":true}` || time.Since(began) > 15*time.Second {
+		t.Errorf("got %+v after %s", got, time.Since(began))
+	}
+	// An error is a problem.
+	b.must("POST", path+"/pause", api.CommandRequest{Reason: "a rest"}, &c)
+	var args api.CommandArgs
+	var raw []byte
+	if err := b.pool.QueryRow(t.Context(), `SELECT args FROM rehome_control.replication_commands WHERE id = $1`, c.ID).Scan(&raw); err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(raw, &args); err != nil || args.Reason != "a rest" {
+		t.Errorf("args %s, %v", raw, err)
+	}
+	b.exec(`UPDATE rehome_control.replication_commands SET finished_at = now(), error = '{"kind":"timeout","code":"slow","message":"too slow"}' WHERE id = $1`, c.ID)
+	b.must("GET", "/v1/commands/"+c.ID, nil, &got)
+	if got.Error == nil || got.Error.Status != 504 || got.Error.Detail != "too slow" || got.Error.Code != "slow" {
+		t.Errorf("got %+v", got.Error)
+	}
+	// A short wait ends without the command.
+	b.must("POST", path+"/cancel", nil, &c)
+	got = api.Command{}
+	b.must("GET", "/v1/commands/"+c.ID+"?wait=1", nil, &got)
+	if got.FinishedAt != nil {
+		t.Errorf("got %+v", got)
+	}
+}
+
+func TestCutoverNeedsProofAndAPerson(t *testing.T) {
+	t.Parallel()
+	b, d, p := journey(t)
+	r := b.start(p)
+	path := "/v1/replications/" + r.ID
+	plan := api.CutoverPlan{Replication: r.ID, MaxPauseMS: 2000}
+	ask := func() answer {
+		return b.do("POST", "/v1/challenges", api.ChallengeRequest{Action: "cutover", Cutover: &plan}, nil)
+	}
+	b.refused(ask(), 409, tenant.KindConflict, "wrong-phase")
+	b.setPhase(r.ID, tenant.InSync)
+	b.refused(ask(), 409, tenant.KindRefused, "not-verified")
+	b.refused(b.do("GET", path+"/verifications/latest", nil, nil), 404, tenant.KindNotFound, "verification-not-found")
+	b.verified(r.ID, "v1", false, b.clock.now().Add(-2*time.Hour))
+	b.refused(ask(), 409, tenant.KindRefused, "verification-not-clean")
+	b.verified(r.ID, "v2", true, b.clock.now().Add(-verificationFresh-time.Minute))
+	b.refused(ask(), 409, tenant.KindRefused, "verification-too-old")
+	b.verified(r.ID, "v3", true, b.clock.now())
+	var v tenant.Verification
+	b.must("GET", path+"/verifications/latest", nil, &v)
+	if v.ID != "v3" {
+		t.Errorf("the latest is %s", v.ID)
+	}
+	approval := b.ask(api.ChallengeRequest{Action: "cutover", Cutover: &plan})
+	send := func(p api.CutoverPlan) answer {
+		return b.do("POST", path+"/cutover", api.CutoverRequest{CutoverPlan: p, Approval: approval}, nil)
+	}
+	slower := plan
+	slower.MaxPauseMS = 9000
+	b.refused(send(slower), 403, tenant.KindUnauthorised, "code-for-another-plan")
+	// The world changes under the code: another verification, another plan.
+	b.verified(r.ID, "v4", true, b.clock.now().Add(time.Second))
+	b.refused(send(plan), 403, tenant.KindUnauthorised, "code-for-another-plan")
+
+	approval = b.ask(api.ChallengeRequest{Action: "cutover", Cutover: &plan})
+	var c api.Command
+	b.must("POST", path+"/cutover", api.CutoverRequest{CutoverPlan: plan, Approval: approval}, &c)
+	var raw []byte
+	if err := b.pool.QueryRow(t.Context(), `SELECT args FROM rehome_control.replication_commands WHERE id = $1`, c.ID).Scan(&raw); err != nil {
+		t.Fatal(err)
+	}
+	var args api.CommandArgs
+	if err := json.Unmarshal(raw, &args); err != nil {
+		t.Fatal(err)
+	}
+	if args.MaxPauseMS != 2000 || args.ApprovedBy != owner || args.Grant == "" || args.Verification != "v4" || args.VerificationDigest != "abc" || args.PlacementEpoch != d.PlacementEpoch {
+		t.Errorf("got %+v", args)
+	}
+	b.refused(ask(), 409, tenant.KindConflict, "command-under-way")
+	// A dry run asks nobody.
+	var dry api.Command
+	b.must("POST", path+"/cutover", api.CutoverRequest{CutoverPlan: plan, DryRun: true}, &dry)
+	if dry.ID == c.ID {
+		t.Error("the dry run is the cutover")
+	}
+	if b.audited("cutover", "refused", "code-for-another-plan") != 2 || b.audited("cutover", "ok", "") != 2 {
+		t.Error("the audit log is not complete")
+	}
+	b.refused(b.do("GET", path+"/certificate", nil, nil), 404, tenant.KindNotFound, "certificate-not-found")
+}

@@ -1,0 +1,66 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"strings"
+	"testing"
+)
+
+type workerFunc func(context.Context) error
+
+func (f workerFunc) Run(ctx context.Context) error { return f(ctx) }
+
+func TestProbesAndMetrics(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	for _, path := range []string{"/readyz", "/healthz"} {
+		b.eventually("NATS is up", func() bool { _, body := b.get(path); return strings.Contains(body, `"nats":"up"`) })
+		status, body := b.get(path)
+		var h health
+		if err := json.Unmarshal([]byte(body), &h); err != nil || status != 200 || !h.Ready || h.ControlDatabase != "up" {
+			t.Errorf("%s: %d %s", path, status, body)
+		}
+	}
+	b.must("GET", "/v1/installation", nil, nil)
+	_, body := b.get("/metrics")
+	for _, want := range []string{`rehome_api_requests_total{method="GET",status="200"}`, "rehome_nats_up 1", "rehome_control_connections ", "go_goroutines"} {
+		if !strings.Contains(body, want) {
+			t.Errorf("no %s", want)
+		}
+	}
+	b.beginDrain()
+	if status, body := b.get("/readyz"); status != 503 || !strings.Contains(body, `"draining":true`) {
+		t.Errorf("while draining: %d %s", status, body)
+	}
+}
+
+func TestWorkerIsRunAndItsFailureEndsTheServer(t *testing.T) {
+	t.Parallel()
+	fail := make(chan error)
+	b := setup(t, Deps{NewWorker: func(p Parts) (Worker, error) {
+		if p.Pool == nil || p.Catalogue == nil || p.Gateway == nil || p.Log == nil || p.Installation.PrivateKey == nil || p.Server == "" {
+			t.Error("a part is missing")
+		}
+		return workerFunc(func(ctx context.Context) error {
+			select {
+			case err := <-fail:
+				return err
+			case <-ctx.Done():
+				return nil
+			}
+		}), nil
+	}})
+	broken := errors.New("broken")
+	fail <- broken
+	b.eventually("the server ends", func() bool { status, _ := b.get("/livez"); return status == 0 })
+	if err := b.stop(); !errors.Is(err, broken) {
+		t.Errorf("got %v", err)
+	}
+	b.Server.drainOnce.Do(func() {})
+	b.failed()
+}
+
+// failed makes the clean-up accept that the server ended with an error.
+func (b *bundle) failed() { b.stop = func() error { return nil } }
