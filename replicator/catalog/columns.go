@@ -7,10 +7,15 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
+// notNull is whether a column a of pg_attribute is NULL nowhere. From Postgres 18 on attnotnull is set also where the
+// constraint is NOT VALID.
+const notNull = `a.attnotnull AND NOT EXISTS (
+		           SELECT FROM pg_constraint k WHERE k.conrelid = a.attrelid AND k.contype = 'n' AND k.conkey[1] = a.attnum AND NOT k.convalidated)`
+
 func readColumns(ctx context.Context, conn *pgx.Conn, cat *Catalogue) error {
 	rows, err := conn.Query(ctx, `
 		SELECT a.attrelid, a.attname::text, a.attnum, a.atttypid, format_type(a.atttypid, -1), format_type(a.atttypid, a.atttypmod),
-		       a.attnotnull, a.attgenerated <> '', a.attidentity::text
+		       `+notNull+`, a.attgenerated <> '', a.attidentity::text
 		FROM pg_attribute a
 		WHERE a.attrelid = ANY ($1) AND a.attnum > 0 AND NOT a.attisdropped
 		ORDER BY a.attrelid, a.attnum`, cat.oids())

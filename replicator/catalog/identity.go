@@ -30,7 +30,7 @@ func PlanIdentity(cat *Catalogue, opts tenant.ReplicationOptions) ([]tenant.Sour
 // them otherwise makes the source's own UPDATE and DELETE fail.
 //
 // Every change is one statement that may be run again, none may run inside a transaction, and Undo restores exactly what
-// was: the former identity, nullability, and no index. Findings name what could not be planned (blocking) or is dear.
+// was: the former identity, nullability, and no index. Findings name what is dear.
 func PlanIdentityFor(cat *Catalogue, _ tenant.ReplicationOptions, shards int) ([]tenant.SourceChange, []tenant.Finding) {
 	p := &planner{version: cat.Server.Version}
 	for i := range cat.Tables {
@@ -77,8 +77,8 @@ func (p *planner) add(object, description, do, undo string) {
 
 func (p *planner) table(t *Table, shards int) {
 	routed := shards > 1 && t.Sharded()
-	if routed && !p.notNull(t) {
-		return
+	if routed {
+		p.notNull(t)
 	}
 	if ok, _ := IdentityFits(t, shards); ok {
 		return
@@ -107,29 +107,29 @@ func (p *planner) table(t *Table, shards int) {
 
 // notNull plans NOT NULL for the realm key without a scan under an exclusive lock: a CHECK that is valid lets SET NOT NULL
 // skip its scan (ALTER TABLE in the Postgres manual).
-func (p *planner) notNull(t *Table) bool {
+func (p *planner) notNull(t *Table) {
 	col := t.Column(t.RealmKey)
 	if col == nil || col.NotNull {
-		return true
+		return
 	}
 	obj, name, column := t.Name.String(), t.Name.Quoted(), tenant.QuoteIdent(t.RealmKey)
 	only, noInherit := "", ""
 	if t.Children {
-		if p.version >= 180000 {
-			p.findings = append(p.findings, tenant.Finding{
-				Severity: tenant.Blocking, Code: "identity-not-fixable", Object: obj,
-				Message: fmt.Sprintf("%s has inheritance children, and its realm key %s allows NULL: it cannot be changed without changing them", obj, t.RealmKey),
-				Remedy:  fmt.Sprintf("ALTER TABLE %s ALTER COLUMN %s SET NOT NULL", name, column),
-			})
-			return false
-		}
-		only, noInherit = "ONLY ", " NO INHERIT"
+		only, noInherit = "ONLY ", " NO INHERIT" // its inheritance children are tables of their own
 	}
 	check := tenant.QuoteIdent(fmt.Sprintf("%s%d", notNullPrefix, t.OID))
 	exists := fmt.Sprintf("EXISTS (SELECT FROM pg_constraint WHERE conrelid = %d AND conname = '%s%d')", t.OID, notNullPrefix, t.OID)
 	open := fmt.Sprintf("EXISTS (SELECT FROM pg_attribute WHERE attrelid = %d AND attname = %s AND NOT attnotnull)", t.OID, tenant.QuoteLiteral(t.RealmKey))
 	drop := fmt.Sprintf("ALTER TABLE IF EXISTS %s%s DROP CONSTRAINT IF EXISTS %s", only, name, check)
 
+	if t.Children && p.version >= 180000 {
+		// From 18 on NOT NULL is a constraint with a name, which alone can be kept from the children.
+		p.add(obj, fmt.Sprintf("%s: %s NOT NULL, for new rows", obj, t.RealmKey),
+			doBlock(fmt.Sprintf("IF NOT %s THEN ALTER TABLE ONLY %s ADD CONSTRAINT %s NOT NULL %s NO INHERIT NOT VALID; END IF;", exists, name, check, column)), drop)
+		p.add(obj, fmt.Sprintf("%s: %s NOT NULL, for the rows that are there", obj, t.RealmKey),
+			fmt.Sprintf("ALTER TABLE ONLY %s VALIDATE CONSTRAINT %s", name, check), "")
+		return
+	}
 	p.add(obj, fmt.Sprintf("%s: check that %s is not null, for new rows", obj, t.RealmKey),
 		doBlock(fmt.Sprintf("IF %s AND NOT %s THEN ALTER TABLE %s%s ADD CONSTRAINT %s CHECK (%s IS NOT NULL)%s NOT VALID; END IF;", open, exists, only, name, check, column, noInherit)), drop)
 	p.add(obj, fmt.Sprintf("%s: check that %s is not null, for the rows that are there", obj, t.RealmKey),
@@ -138,7 +138,6 @@ func (p *planner) notNull(t *Table) bool {
 		fmt.Sprintf("ALTER TABLE %s%s ALTER COLUMN %s SET NOT NULL", only, name, column),
 		p.nullableAgain(t, only, name, column))
 	p.add(obj, fmt.Sprintf("%s: drop the check that NOT NULL replaces", obj), drop, "")
-	return true
 }
 
 // nullableAgain undoes NOT NULL. In a partition tree DROP NOT NULL reaches the partitions too: those that were stricter

@@ -120,7 +120,7 @@ func readNullability(ctx context.Context, conn *pgx.Conn, cat *Catalogue) error 
 		}
 	}
 	rows, err := conn.Query(ctx, `
-		SELECT a.attrelid, NOT a.attnotnull
+		SELECT a.attrelid, NOT (`+notNull+`)
 		FROM unnest($1::oid[], $2::text[]) w(rel, col) JOIN pg_attribute a ON a.attrelid = w.rel AND a.attname = w.col
 		WHERE a.attnum > 0 AND NOT a.attisdropped`, oids, names)
 	if err != nil {

@@ -300,3 +300,18 @@ func TestSourceSettings(t *testing.T) {
 	}
 	execute(t, conn, `ROLLBACK PREPARED 'it''s 2pc'`)
 }
+
+func TestTargetLacksWhatTheSourceNeeds(t *testing.T) {
+	t.Parallel()
+	own := pgcluster.StartT(t, pgcluster.Options{})
+	source := pgcluster.NewDatabase(t, own)
+	conn := connect(t, source)
+	// An extension that no other server has.
+	execute(t, conn, `CREATE ROLE reader; CREATE EXTENSION citext; UPDATE pg_extension SET extname = 'homemade' WHERE extname = 'citext';
+		CREATE EXTENSION hstore; UPDATE pg_extension SET extversion = '0.1' WHERE extname = 'hstore';
+		CREATE TABLE t (realm_id int PRIMARY KEY); CREATE POLICY p ON t TO reader USING (true)`)
+	in := preflight.Input{Source: source, Targets: shards(t, 1)}
+	r := check(t, in)
+	want(t, ids(r, tenant.Blocking), "role-missing:shard s1: reader", "extension-missing:homemade")
+	want(t, ids(r, tenant.Warning), "extension-version:shard s1: hstore")
+}

@@ -20,7 +20,7 @@
 // session-replication-role.
 //
 // Tables: nothing-to-replicate, pattern-matches-nothing, no-identity, realm-not-in-identity, partition-identity-differs,
-// identity-full, identity-not-fixable, realm-key-missing, realm-key-nullable, realm-key-null, realm-key-not-checked,
+// identity-full, realm-key-missing, realm-key-nullable, realm-key-null, realm-key-not-checked,
 // realm-key-type, realm-key-collation, constraint-without-realm, foreign-key-to-excluded, view-on-excluded,
 // inherits-excluded, trigger-always, triggers, text-format.
 //
