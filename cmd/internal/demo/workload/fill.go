@@ -71,6 +71,9 @@ func Fill(ctx context.Context, dsn tenant.DSN, scale int, seed uint64) (Filled, 
 		return Filled{}, fmt.Errorf("fill: %w", err)
 	}
 	defer tx.Rollback(ctx)
+	if err := skipForeignKeys(ctx, tx); err != nil {
+		return Filled{}, fmt.Errorf("fill: %w", err)
+	}
 	f.chooseRealms(realmsAtOne + (scale-1)*realmsPerScale)
 	for _, step := range []func(context.Context, int) error{
 		f.reference, f.fillRealms, f.fillMembers, f.fillLedger, f.fillDocuments, f.fillEvents, f.fillMetrics, f.fillTokens,
@@ -90,6 +93,16 @@ func Fill(ctx context.Context, dsn tenant.DSN, scale int, seed uint64) (Filled, 
 		out.Rows += n
 	}
 	return out, nil
+}
+
+// skipForeignKeys saves half of the time where it is permitted; the rows fit each other by the way they are made.
+func skipForeignKeys(ctx context.Context, tx pgx.Tx) error {
+	_, err := tx.Exec(ctx, `
+		SELECT set_config('session_replication_role', 'replica', true) FROM pg_roles WHERE rolname = current_user AND rolsuper`)
+	if err != nil {
+		return fmt.Errorf("leave out foreign keys: %w", err)
+	}
+	return nil
 }
 
 func (f *filler) chooseRealms(n int) {
