@@ -2,6 +2,8 @@ package redirect
 
 import (
 	"context"
+	"errors"
+	"io"
 	"net"
 	"net/http"
 	"sync"
@@ -68,4 +70,38 @@ func clientLeft(r *http.Request) bool {
 	}
 	t, ok := r.Context().Value(connKey{}).(*tracked)
 	return ok && peerGone(t.conn)
+}
+
+var errClientLeft = errors.New("the client went away")
+
+// heldBody is the body of a request that was held. The end of a client that left may lie behind a body which filled the
+// buffers, and is seen only when the body has been read; then its last bytes are kept back, so that the request never
+// becomes whole at the upstream.
+type heldBody struct {
+	io.ReadCloser
+	conn net.Conn
+	left int64 // of Content-Length; below 0: not known, and only the end of the stream tells
+}
+
+// Read implements io.Reader.
+func (b *heldBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	last := errors.Is(err, io.EOF)
+	if b.left >= 0 {
+		b.left -= int64(n)
+		last = last || b.left <= 0
+	}
+	if last && peerGone(b.conn) {
+		return 0, errClientLeft
+	}
+	return n, err
+}
+
+// guardHeldBody puts a heldBody into a request that was held.
+func guardHeldBody(r *http.Request) {
+	t, ok := r.Context().Value(connKey{}).(*tracked)
+	if !ok || r.Body == nil || r.Body == http.NoBody {
+		return
+	}
+	r.Body = &heldBody{ReadCloser: r.Body, conn: t.conn, left: r.ContentLength}
 }

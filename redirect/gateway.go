@@ -147,6 +147,7 @@ func (g *Gateway) hold(w http.ResponseWriter, r *http.Request, req *request) boo
 		g.metrics.heldDropped.Inc()
 		panic(http.ErrAbortHandler) // nobody is there to answer; the connection is closed
 	}
+	guardHeldBody(r)
 	return true
 }
 

@@ -61,7 +61,7 @@ func (g *Gateway) newProxy() *httputil.ReverseProxy {
 			g.setHeaders(p.In, p.Out.Header, f)
 		},
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
-			if errors.Is(err, context.Canceled) && r.Context().Err() != nil {
+			if errors.Is(err, errClientLeft) || (errors.Is(err, context.Canceled) && r.Context().Err() != nil) {
 				panic(http.ErrAbortHandler) // the client went away
 			}
 			g.metrics.upstreamErrors.Inc()
