@@ -255,7 +255,7 @@ func TestLongTransactionFailsTheFenceAndStarvesNobody(t *testing.T) {
 	named := false
 	for _, c := range a.Culprits() {
 		t.Log(c)
-		if uint32(c.PID) == holder.PgConn().PID() && c.State == "idle in transaction" && strings.Contains(c.Query, "the culprit") { //nolint:gosec // process ids fit
+		if uint32(c.PID) == holder.PgConn().PID() && c.State == "idle in transaction" && strings.Contains(c.Query, "the culprit") {
 			named = true
 		}
 	}

@@ -48,7 +48,7 @@ WHERE x.database = current_database() AND 0 = ANY (pg_catalog.pg_blocking_pids($
 
 // Blockers names who the session with the process id waits for just now.
 func Blockers(ctx context.Context, q Querier, pid uint32) ([]Culprit, error) {
-	rows, err := q.Query(ctx, selectBlockers, int32(pid)) //nolint:gosec // process ids fit
+	rows, err := q.Query(ctx, selectBlockers, int32(pid))
 	if err != nil {
 		return nil, fmt.Errorf("look for who is in the way: %w", err)
 	}
@@ -84,7 +84,7 @@ func (a *Attempt) watch(ctx context.Context) (stop func()) {
 			}
 			found, err := a.blockers(ctx)
 			if err != nil {
-				return nil //nolint:nilerr // naming who blocks is a service; the lock itself reports what counts
+				return nil
 			}
 			a.blame(found)
 		}

@@ -24,6 +24,8 @@ var (
 	ErrTablesChanged = &tenant.Error{Kind: tenant.KindConflict, Code: "tables-changed", Message: "tables were created or dropped at the source while it was being fenced", Hint: "wait until the schema change is done, then try again"}
 	// ErrNotCommitted says that the fence's transaction was rolled back instead of committed.
 	ErrNotCommitted = &tenant.Error{Kind: tenant.KindConflict, Code: "not-committed", Message: "the fence's transaction was rolled back by the server"}
+	// ErrShardClosed says that a shard is fenced, so that its gate cannot go.
+	ErrShardClosed = &tenant.Error{Kind: tenant.KindConflict, Code: "shard-closed", Message: "the shard does not accept writes yet", Hint: "its gate goes after the cutover, with: rehome complete"}
 	// ErrForeignSchema says that schema rehome belongs to somebody else.
 	ErrForeignSchema = &tenant.Error{Kind: tenant.KindRefused, Code: "schema-taken", Message: "schema rehome, or something in it, belongs to another role", Hint: "drop the schema, or connect as its owner"}
 )

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -171,12 +172,40 @@ func TestShardFollowsOnlyUpwards(t *testing.T) {
 	_, err = gate.FenceShardTables(ctx, s.conn)
 	must(t, err)
 	exec(t, s.conn, "INSERT INTO afterwards VALUES (1)")
+	if err := gate.UninstallShard(ctx, connect(t, s.client)); err == nil {
+		t.Error("a client removed the shard's gate")
+	}
 	follow(6, gate.SideSource, true) // the way back
 	if accepts(t, client) {
 		t.Error("open after the way back")
 	}
 	if _, err := s.conn.Exec(ctx, "INSERT INTO afterwards VALUES (1)"); !gate.IsFenced(err) {
 		t.Errorf("a table made while open: %v", err)
+	}
+}
+
+func TestUninstallShard(t *testing.T) {
+	t.Parallel()
+	s := setup(t, schemaSQL)
+	ctx := t.Context()
+	dump, _ := catalogue(t, s)
+	must(t, gate.InstallShard(ctx, s.conn, pass))
+	_, err := gate.FenceShardTables(ctx, s.conn)
+	must(t, err)
+	if err := gate.UninstallShard(ctx, s.conn); !errors.Is(err, gate.ErrShardClosed) {
+		t.Errorf("a closed shard: %v", err)
+	}
+	if accepts(t, connect(t, s.client)) {
+		t.Error("a closed shard was opened")
+	}
+	_, err = gate.Follow(ctx, s.conn, gate.State{Epoch: 2, Side: gate.SideTarget})
+	must(t, err)
+	for range 2 {
+		must(t, gate.UninstallShard(ctx, s.conn))
+	}
+	after, _ := catalogue(t, s)
+	if d := cmp.Diff(dump, after); d != "" {
+		t.Errorf("pg_dump before and after:\n%s", d)
 	}
 }
 

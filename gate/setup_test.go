@@ -60,15 +60,15 @@ func setup(t *testing.T, ddl string) side {
 		exec(t, root, sql)
 	}
 	t.Cleanup(func() {
-		conn, err := pgx.Connect(context.Background(), cluster.DSN(database).Reveal()) //nolint:usetesting // the test's context has ended
+		conn, err := pgx.Connect(context.Background(), cluster.DSN(database).Reveal())
 		if err != nil {
 			t.Error(err)
 			return
 		}
-		defer func() { _ = conn.Close(context.Background()) }() //nolint:usetesting // as above
+		defer func() { _ = conn.Close(context.Background()) }()
 		for _, role := range []string{s.ownerName, clientName} {
-			_, _ = conn.Exec(context.Background(), "DROP OWNED BY "+role+" CASCADE")      //nolint:usetesting // as above
-			if _, err := conn.Exec(context.Background(), "DROP ROLE "+role); err != nil { //nolint:usetesting // as above
+			_, _ = conn.Exec(context.Background(), "DROP OWNED BY "+role+" CASCADE")
+			if _, err := conn.Exec(context.Background(), "DROP ROLE "+role); err != nil {
 				t.Error(err)
 			}
 		}
@@ -98,7 +98,7 @@ func connect(t *testing.T, dsn tenant.DSN) *pgx.Conn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = conn.Close(context.Background()) }) //nolint:usetesting // the test's context has ended
+	t.Cleanup(func() { _ = conn.Close(context.Background()) })
 	return conn
 }
 
@@ -119,12 +119,13 @@ func must(t *testing.T, err error) {
 // eventually polls until ok holds.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(15 * time.Second)
+	limit := time.After(15 * time.Second)
 	for !ok() {
-		if time.Now().After(deadline) {
+		select {
+		case <-limit:
 			t.Fatalf("never happened: %s", what)
+		case <-time.After(5 * time.Millisecond):
 		}
-		time.Sleep(5 * time.Millisecond)
 	}
 }
 
@@ -132,7 +133,7 @@ func open(t *testing.T, s side, epoch int64) *gate.Attempt {
 	t.Helper()
 	a, err := gate.Open(t.Context(), gate.Config{Source: s.owner, Attempt: "att1", Epoch: epoch, NewURL: newURL})
 	must(t, err)
-	t.Cleanup(func() { a.Close(context.Background()) }) //nolint:usetesting // the test's context has ended
+	t.Cleanup(func() { a.Close(context.Background()) })
 	return a
 }
 

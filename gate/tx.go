@@ -63,4 +63,6 @@ func sleep(ctx context.Context, d time.Duration) error {
 }
 
 // jitter returns between a half and one and a half of d.
-func jitter(d time.Duration) time.Duration { return d/2 + rand.N(d) }
+func jitter(d time.Duration) time.Duration {
+	return d/2 + rand.N(d) //nolint:gosec // it spreads tries, it keeps no secret
+}

@@ -34,10 +34,38 @@ func UninstallSource(ctx context.Context, conn *pgx.Conn, dropFence bool) error 
 		}
 		return nil
 	}
-	if err := dropTriggers(ctx, conn, s); err != nil {
+	if err := remove(ctx, conn, s); err != nil {
 		return fmt.Errorf("uninstall the gate: %w", err)
 	}
-	err = inTx(ctx, conn, func(tx pgx.Tx) error {
+	return nil
+}
+
+// UninstallShard drops gate, fence function and triggers of a shard that is open, at the end of a replication. A shard
+// that is closed refuses with ErrShardClosed: without its fence it would accept writes beside the source. It may be
+// repeated.
+func UninstallShard(ctx context.Context, conn *pgx.Conn) error {
+	s, err := ReadGate(ctx, conn)
+	if errors.Is(err, ErrNoGate) {
+		return nil
+	}
+	if err == nil && s.Side != SideTarget {
+		err = ErrShardClosed
+	}
+	if err == nil {
+		err = remove(ctx, conn, s)
+	}
+	if err != nil {
+		return fmt.Errorf("uninstall the shard's gate: %w", err)
+	}
+	return nil
+}
+
+// remove drops everything of this package, provided that the gate stays as it was read.
+func remove(ctx context.Context, conn *pgx.Conn, s State) error {
+	if err := dropTriggers(ctx, conn, s); err != nil {
+		return err
+	}
+	return inTx(ctx, conn, func(tx pgx.Tx) error {
 		made, err := holdGate(ctx, tx, s)
 		if err != nil {
 			return err
@@ -62,10 +90,6 @@ func UninstallSource(ctx context.Context, conn *pgx.Conn, dropFence bool) error 
 		_, err = tx.Exec(ctx, `DROP SCHEMA rehome`) // without CASCADE: what was overlooked refuses
 		return err
 	})
-	if err != nil {
-		return fmt.Errorf("uninstall the gate: %w", err)
-	}
-	return nil
 }
 
 const schemaEmpty = `

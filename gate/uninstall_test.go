@@ -15,7 +15,7 @@ import (
 // catalogue is everything that a schema dump and the catalogues show of a database.
 func catalogue(t *testing.T, s side) (dump string, objects []string) {
 	t.Helper()
-	out, err := osexec.Command(filepath.Join(cluster.BinDir(), "pg_dump"), "-s", "-d", s.admin.Reveal()).Output() //nolint:gosec // the test's own cluster
+	out, err := osexec.Command(filepath.Join(cluster.BinDir(), "pg_dump"), "-s", "-d", s.admin.Reveal()).Output()
 	must(t, err)
 	rows, err := connect(t, s.admin).Query(t.Context(), `
 		SELECT 'schema ' || nspname || coalesce(nspacl::text, '') FROM pg_namespace WHERE nspname NOT LIKE 'pg\_t%'

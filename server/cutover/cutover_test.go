@@ -23,8 +23,10 @@ func TestCutover(t *testing.T) {
 	l := w.load(t)
 	waitForWrites(t, l)
 	tailed := false
-	rep, err := w.coordinator(t, nil).Run(ctx, w.job, w.stream, cutover.Attempt{ID: "first", ApprovedBy: "ada@example.com",
-		Tail: func(_ context.Context, _ pgx.Tx) error { tailed = true; return nil }})
+	rep, err := w.coordinator(t, nil).Run(ctx, w.job, w.stream, cutover.Attempt{
+		ID: "first", ApprovedBy: "ada@example.com",
+		Tail: func(_ context.Context, _ pgx.Tx) error { tailed = true; return nil },
+	})
 	must(t, err)
 	if rep.Outcome != cutover.OutcomeTarget || rep.Certificate == nil || !tailed {
 		t.Fatalf("report: %+v", rep)
@@ -53,6 +55,8 @@ func TestCutover(t *testing.T) {
 	if err := connect(t, w.job.Source).QueryRow(ctx, `SELECT nextval('orders_id_seq')`).Scan(&a); err == nil {
 		t.Errorf("the source still draws ids: %d", a)
 	}
+	must(t, w.coordinator(t, nil).ThawSource(ctx, w.job.Replication, connect(t, w.job.Source)))
+	must(t, connect(t, w.job.Source).QueryRow(ctx, `SELECT nextval('orders_id_seq')`).Scan(&a))
 	// Once more: refused, and following again changes nothing.
 	_, err = w.coordinator(t, nil).Run(ctx, w.job, w.stream, cutover.Attempt{})
 	if te := tenant.AsError(err); te == nil || te.Code != "cutover-refused" || !hasFinding(te.Findings, "gate-not-at-source") {
@@ -222,7 +226,7 @@ func TestSessionsEndAtEveryStep(t *testing.T) {
 						return nil
 					}
 					for _, c := range conns {
-						if _, err := c.Exec(t.Context(), `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()`); err != nil {
+						if _, err := c.Exec(t.Context(), `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND usename = current_user AND pid <> pg_backend_pid()`); err != nil {
 							t.Error(err)
 						}
 					}
@@ -319,12 +323,13 @@ func limit(t *testing.T) {
 
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	limit := time.After(20 * time.Second)
 	for !ok() {
-		if time.Now().After(deadline) {
+		select {
+		case <-limit:
 			t.Fatalf("never happened: %s", what)
+		case <-time.After(5 * time.Millisecond):
 		}
-		time.Sleep(5 * time.Millisecond)
 	}
 }
 

@@ -48,8 +48,10 @@ func (c *Coordinator) ResolveAndFollow(ctx context.Context, job Job) (Resolution
 	for _, rec := range recs {
 		res.State, err = gate.Resolve(ctx, job.Source, rec.Epoch)
 		if err != nil {
-			return res, &tenant.Error{Kind: tenant.KindUnavailable, Code: "cutover-in-doubt", Message: "the source cannot be asked which side may write",
-				Hint: "the shards stay closed until it answers", Err: err}
+			return res, &tenant.Error{
+				Kind: tenant.KindUnavailable, Code: "cutover-in-doubt", Message: "the source cannot be asked which side may write",
+				Hint: "the shards stay closed until it answers", Err: err,
+			}
 		}
 	}
 	// The last resolution's state is the newest: epochs only rise.
