@@ -8,13 +8,13 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/rehomedb/rehome/gate"
 	"github.com/rehomedb/rehome/otp"
 	"github.com/rehomedb/rehome/progress"
+	"github.com/rehomedb/rehome/redirect"
 	"github.com/rehomedb/rehome/server/api"
 	"github.com/rehomedb/rehome/server/cutover"
 	"github.com/rehomedb/rehome/shard"
@@ -245,8 +245,8 @@ func (s *Server) undelete(ctx context.Context, in *namedInput) (*databaseOutput,
 	if err := s.confirmations().Cancel(ctx, in.Name); err != nil {
 		return nil, err
 	}
-	if err := s.gateway.SetTombstone(ctx, in.Name, time.Time{}); err != nil && known(err).Kind != tenant.KindNotFound {
-		return nil, err
+	if _, err := s.pool.Exec(ctx, `WITH cleared AS (UPDATE rehome_control.redirects SET tombstone_until = NULL WHERE database = $1) SELECT pg_notify($2, '')`, in.Name, redirect.RoutesChannel); err != nil {
+		return nil, fmt.Errorf("take the tombstone back: %w", err)
 	}
 	s.reload(ctx)
 	s.tell(ctx, progress.Entry{Database: d.Name, Kind: "database", ID: d.Name, Event: "undeleted", Data: map[string]any{"name": d.Name}})

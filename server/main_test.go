@@ -342,3 +342,5 @@ func sourceDatabase(t *testing.T) tenant.DSN {
 	}
 	return dsn
 }
+
+func copyAll(w io.Writer, resp *http.Response) (int64, error) { return io.Copy(w, resp.Body) }

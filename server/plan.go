@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -162,11 +161,11 @@ func (s *Server) planRedirect(in api.RedirectPlan) (plan, redirectPlan, error) {
 	if !oneOf(body.Mode, string(redirect.ModeRedirect), string(redirect.ModeProxy), string(redirect.ModeRefuse)) {
 		return plan{}, body, tenant.Errorf(tenant.KindInvalid, "bad-redirect-mode", "use redirect, proxy or refuse", "there is no mode %q", body.Mode)
 	}
-	u, err := url.Parse(in.To)
-	if err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
-		return plan{}, body, tenant.Errorf(tenant.KindInvalid, "bad-redirect-target", "write it as https://host/NAME, without credentials", "the redirect's target is not the URL of a database")
+	to, err := tenant.ParseDatabaseURL(in.To)
+	if err != nil {
+		return plan{}, body, err
 	}
-	if body.To = strings.TrimRight(in.To, "/"); body.To == body.From {
+	if body.To = to.String(); body.To == body.From {
 		return plan{}, body, tenant.Errorf(tenant.KindInvalid, "redirect-to-itself", "name the new address", "%s cannot be redirected to itself", body.From)
 	}
 	var b strings.Builder

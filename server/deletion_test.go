@@ -1,0 +1,313 @@
+package server
+
+import (
+	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/rehomedb/rehome/gate"
+	"github.com/rehomedb/rehome/otp"
+	"github.com/rehomedb/rehome/server/api"
+	"github.com/rehomedb/rehome/server/cutover"
+	"github.com/rehomedb/rehome/tenant"
+)
+
+// oldSide is a server with an adopted database: what a move leaves behind.
+func oldSide(t *testing.T) (b *bundle, name string, conn *pgx.Conn) {
+	t.Helper()
+	b = setup(t)
+	dsn := sourceDatabase(t)
+	name = "hosted_" + strings.ToLower(rand.Text())[:8]
+	b.must("POST", "/v1/databases/adopt", api.AdoptRequest{Name: name, DSN: dsn.Reveal(), Owner: owner}, nil)
+	cfg, err := pgx.ParseConfig(dsn.Reveal())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.RuntimeParams["application_name"] = "rehome tests" // not counted as a client
+	if conn, err = pgx.ConnectConfig(t.Context(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close(context.WithoutCancel(t.Context())) })
+	return b, name, conn
+}
+
+// cutOver makes the gate say that the other side writes, and signs the certificate of it.
+func cutOver(t *testing.T, conn *pgx.Conn, name string) tenant.Certificate {
+	t.Helper()
+	if err := gate.InstallSource(t.Context(), conn, "a pass"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Exec(t.Context(), `UPDATE rehome.gate SET epoch = epoch + 1, side = 'target', attempt = 'at1'`); err != nil {
+		t.Fatal(err)
+	}
+	state, err := gate.ReadGate(t.Context(), conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := tenant.Certificate{Version: 1, Database: name, Target: "https://new.example/" + name, GateEpoch: state.Epoch, Attempt: "at1", DecidedAt: time.Now(), PauseMillis: 123.4}
+	if err := cutover.Sign(&c, key); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func (b *bundle) redirect(name string, force bool) answer {
+	b.t.Helper()
+	p := api.RedirectPlan{Database: name, To: "https://new.example/" + name, Force: force}
+	a := b.do("POST", "/v1/challenges", api.ChallengeRequest{Action: "redirect", Redirect: &p}, nil)
+	if a.status >= 300 {
+		return a
+	}
+	m := b.lastMail(otp.KindCode)
+	return b.do("PUT", "/v1/databases/"+name+"/redirect", api.RedirectRequest{RedirectPlan: p, Approval: api.Approval{ID: m.Challenge, Code: m.Code}}, nil)
+}
+
+// visit is what a client of the database gets.
+func (b *bundle) visit(name string) (int, string) {
+	b.t.Helper()
+	req, err := http.NewRequestWithContext(b.t.Context(), http.MethodGet, b.url+"/"+name+"/page", nil)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	req.Close = true // not a connection that stays open and would be counted
+	resp, err := http.DefaultTransport.RoundTrip(req)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	return resp.StatusCode, resp.Header.Get("Location")
+}
+
+func TestRedirectOnlyAfterTheCutover(t *testing.T) {
+	t.Parallel()
+	b, name, conn := oldSide(t)
+	b.refused(b.redirect(name, false), 409, tenant.KindRefused, "source-still-writes")
+	if err := gate.InstallSource(t.Context(), conn, "a pass"); err != nil {
+		t.Fatal(err)
+	}
+	b.refused(b.redirect(name, false), 409, tenant.KindRefused, "source-still-writes")
+	if a := b.redirect(name, true); a.status != 200 {
+		t.Fatalf("forced: %d %s", a.status, a.body)
+	}
+	b.must("DELETE", "/v1/databases/"+name+"/redirect", nil, nil)
+	b.refused(b.do("GET", "/v1/databases/"+name+"/redirect", nil, nil), 404, tenant.KindNotFound, "no-redirect")
+	cutOver(t, conn, name)
+	if a := b.redirect(name, false); a.status != 200 {
+		t.Fatalf("after the cutover: %d %s", a.status, a.body)
+	}
+	if status, to := b.visit(name); status != http.StatusTemporaryRedirect || to != "https://new.example/"+name+"/page" {
+		t.Errorf("a client gets %d %s", status, to)
+	}
+	for _, bad := range []string{"https://new.example/", "https://u:hidden@new.example/" + name, testURL + "/" + name} {
+		a := b.do("POST", "/v1/challenges", api.ChallengeRequest{Action: "redirect", Redirect: &api.RedirectPlan{Database: name, To: bad, Force: true}}, nil)
+		if a.status != 422 || strings.Contains(a.problem.Hint, "hidden") {
+			t.Errorf("%s: got %d %s", bad, a.status, a.body)
+		}
+	}
+}
+
+// beginDelete goes through code and approval and returns the confirmation mail.
+func (b *bundle) beginDelete(p api.DeletePlan) otp.Mail {
+	b.t.Helper()
+	approval := b.ask(api.ChallengeRequest{Action: "delete-db", Delete: &p})
+	var st api.DeleteStatus
+	b.must("POST", "/v1/databases/"+p.Database+"/delete", api.DeleteRequest{DeletePlan: p, Approval: approval}, &st)
+	if st.State != "deleting" || st.SentTo != "o***@example.com" || st.ConfirmBefore == nil {
+		b.t.Fatalf("got %+v", st)
+	}
+	return b.lastMail(otp.KindDeletion)
+}
+
+func TestDeletionIsGuarded(t *testing.T) {
+	t.Parallel()
+	b, name, conn := oldSide(t)
+	ask := func(p api.DeletePlan) answer {
+		p.Database = name
+		return b.do("POST", "/v1/challenges", api.ChallengeRequest{Action: "delete-db", Delete: &p}, nil)
+	}
+	codes := func(a answer) (out []string) {
+		b.refused(a, 409, tenant.KindRefused, "delete-refused")
+		for _, f := range a.problem.Findings {
+			if !f.Accepted {
+				out = append(out, f.Code)
+			}
+		}
+		return out
+	}
+	if got := codes(ask(api.DeletePlan{})); len(got) != 2 || got[0] != "certificate" || got[1] != "redirect" {
+		t.Errorf("nothing done: %v", got)
+	}
+	cert := cutOver(t, conn, name)
+	if a := b.redirect(name, false); a.status != 200 {
+		t.Fatalf("redirect: %s", a.body)
+	}
+	client, err := pgx.Connect(t.Context(), strings.Replace(conn.Config().ConnString(), "application_name", "x", 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := codes(ask(api.DeletePlan{Certificate: &cert})); len(got) != 1 || got[0] != "connections" {
+		t.Errorf("a client is connected: %v", got)
+	}
+	if err := client.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.eventually("the client is gone", func() bool {
+		var st api.Stats
+		b.must("GET", "/v1/databases/"+name+"/stats", nil, &st)
+		return st.OpenNow == 0
+	})
+	for what, change := range map[string]func(*tenant.Certificate){
+		"changed":          func(c *tenant.Certificate) { c.PauseMillis = 1 },
+		"another database": func(c *tenant.Certificate) { c.Database = "other" },
+		"no signature":     func(c *tenant.Certificate) { c.Signature = "" },
+	} {
+		bad := cert
+		change(&bad)
+		if got := codes(ask(api.DeletePlan{Certificate: &bad})); len(got) != 1 || got[0] != "certificate" {
+			t.Errorf("%s: %v", what, got)
+		}
+	}
+	if _, err := conn.Exec(t.Context(), `UPDATE rehome.gate SET epoch = epoch + 2, side = 'source'`); err != nil {
+		t.Fatal(err)
+	}
+	if got := codes(ask(api.DeletePlan{Certificate: &cert})); len(got) != 1 || got[0] != "certificate" {
+		t.Errorf("rolled back since: %v", got)
+	}
+	b.refused(ask(api.DeletePlan{Force: []string{"everything"}}), 422, tenant.KindInvalid, "bad-force")
+	if a := ask(api.DeletePlan{Force: []string{"certificate"}}); a.status != 201 {
+		t.Errorf("forced: %d %s", a.status, a.body)
+	}
+}
+
+func TestDeletionByCode(t *testing.T) {
+	t.Parallel()
+	b, name, conn := oldSide(t)
+	cert := cutOver(t, conn, name)
+	if a := b.redirect(name, false); a.status != 200 {
+		t.Fatalf("redirect: %s", a.body)
+	}
+	m := b.beginDelete(api.DeletePlan{Database: name, Certificate: &cert})
+	path := "/v1/databases/" + name
+	wrong := "00000000"
+	b.refused(b.do("POST", path+"/delete/confirm", api.DeleteConfirm{Code: wrong}, nil), 403, tenant.KindUnauthorised, "wrong-code")
+	var st api.DeleteStatus
+	b.must("POST", path+"/delete/confirm", api.DeleteConfirm{Code: m.Code}, &st)
+	if st.State != "deleted" || st.PurgeAfter == nil || st.TombstoneUntil == nil {
+		t.Fatalf("got %+v", st)
+	}
+	b.refused(b.do("POST", path+"/delete/confirm", api.DeleteConfirm{Code: m.Code}, nil), 404, tenant.KindNotFound, "no-confirmation")
+	if status, _ := b.visit(name); status != http.StatusTemporaryRedirect {
+		t.Errorf("a deleted database's client gets %d", status)
+	}
+
+	var d api.Database
+	b.must("POST", path+"/undelete", nil, &d)
+	if d.State != "active" || d.PurgeAfter != nil {
+		t.Errorf("undeleted: %+v", d)
+	}
+	var r api.Redirect
+	b.must("GET", path+"/redirect", nil, &r)
+	if r.TombstoneUntil != nil {
+		t.Error("the tombstone stays")
+	}
+
+	m = b.beginDelete(api.DeletePlan{Database: name, Certificate: &cert})
+	b.must("POST", path+"/delete/confirm", api.DeleteConfirm{Code: m.Code}, &st)
+	b.clock.advance(b.cfg.DeleteGrace - time.Hour)
+	if err := b.purgeDue(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.must("GET", path, nil, &d)
+	if d.State != "deleted" {
+		t.Errorf("before the grace is over: %s", d.State)
+	}
+	_ = conn.Close(t.Context())
+	b.clock.advance(2 * time.Hour)
+	if err := b.purgeDue(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.must("GET", path, nil, &d)
+	if d.State != "purged" {
+		t.Errorf("after the grace: %s", d.State)
+	}
+	b.refused(b.do("POST", path+"/undelete", nil, nil), 409, tenant.KindConflict, "database-wrong-state")
+	if status, _ := b.visit(name); status != http.StatusTemporaryRedirect {
+		t.Errorf("a tombstone answers %d", status)
+	}
+	b.clock.advance(b.cfg.Tombstone)
+	b.eventually("the tombstone ends", func() bool { status, _ := b.visit(name); return status == http.StatusGone })
+	for _, action := range []string{"delete-database", "confirm-delete", "undelete-database", "purge-database", "otp.delete-begin"} {
+		if b.audited(action, "ok", "") == 0 {
+			t.Errorf("%s is not in the audit log", action)
+		}
+	}
+}
+
+func TestDeletionByLink(t *testing.T) {
+	t.Parallel()
+	b, name, conn := oldSide(t)
+	cutOver(t, conn, name)
+	m := b.beginDelete(api.DeletePlan{Database: name, Force: []string{"certificate", "redirect", "connections"}})
+	link, err := url.Parse(m.Link)
+	if err != nil || !strings.HasPrefix(m.Link, testURL+"/v1/delete/"+name+"/") {
+		t.Fatalf("the link is %s", m.Link)
+	}
+	state := func() string {
+		var d api.Database
+		b.must("GET", "/v1/databases/"+name, nil, &d)
+		return d.State
+	}
+	visit := func(method, path string) (*http.Response, string) {
+		req, err := http.NewRequestWithContext(t.Context(), method, b.url+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = resp.Body.Close() }()
+		buf := new(strings.Builder)
+		if _, err := copyAll(buf, resp); err != nil {
+			t.Fatal(err)
+		}
+		return resp, buf.String()
+	}
+	resp, body := visit(http.MethodGet, link.Path)
+	if resp.StatusCode != 200 || !strings.Contains(body, `<form method="post">`) || strings.Contains(body, "src=") || strings.Contains(body, "<script") {
+		t.Errorf("got %d %s", resp.StatusCode, body)
+	}
+	if csp := resp.Header.Get("Content-Security-Policy"); !strings.Contains(csp, "default-src 'none'") || resp.Header.Get("Referrer-Policy") != "no-referrer" {
+		t.Errorf("the page's policy is %q", csp)
+	}
+	if state() != "deleting" {
+		t.Fatal("opening the link deleted the database")
+	}
+	if resp, _ := visit(http.MethodPost, "/v1/delete/"+name+"/WRONG"); resp.StatusCode != 404 || state() != "deleting" {
+		t.Fatalf("a wrong link: %d", resp.StatusCode)
+	}
+	if resp, body := visit(http.MethodPost, link.Path); resp.StatusCode != 200 || state() != "deleted" {
+		t.Fatalf("the button: %d %s", resp.StatusCode, body)
+	}
+	if resp, _ := visit(http.MethodPost, link.Path); resp.StatusCode != 404 {
+		t.Errorf("the button again: %d", resp.StatusCode)
+	}
+	token := link.Path[strings.LastIndex(link.Path, "/")+1:]
+	if strings.Contains(b.logs.String(), token) {
+		t.Error("the token is in the log")
+	}
+	if b.audited("confirm-delete", "ok", "") != 1 || b.audited("confirm-delete", "refused", "no-confirmation") != 2 {
+		t.Error("the audit log is not complete")
+	}
+}
