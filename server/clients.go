@@ -106,6 +106,14 @@ func insertClient(ctx context.Context, db execer, r api.ClientRequest, now time.
 	return c, nil
 }
 
+// checkOwner is checkEmail for an address that may be left out.
+func checkOwner(address string) error {
+	if address == "" {
+		return nil
+	}
+	return checkEmail(address)
+}
+
 // checkEmail refuses what is no single plain address (RFC 5322 addr-spec).
 func checkEmail(address string) error {
 	a, err := mail.ParseAddress(address)

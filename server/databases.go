@@ -116,6 +116,9 @@ func (s *Server) listDatabases(ctx context.Context, _ *struct{}) (*databasesOutp
 
 func (s *Server) createDatabase(ctx context.Context, in *createDatabaseInput) (*databaseOutput, error) {
 	about(ctx, in.Body.Name)
+	if err := checkOwner(in.Body.Owner); err != nil {
+		return nil, err
+	}
 	d, err := s.catalogue.CreateDatabase(ctx, shard.CreateRequest{Name: in.Body.Name, Shards: in.Body.Shards, RealmKey: in.Body.RealmKey, Owner: in.Body.Owner, Upstream: in.Body.Upstream})
 	if err != nil {
 		return nil, err
@@ -128,6 +131,9 @@ func (s *Server) createDatabase(ctx context.Context, in *createDatabaseInput) (*
 
 func (s *Server) adoptDatabase(ctx context.Context, in *adoptInput) (*databaseOutput, error) {
 	about(ctx, in.Body.Name)
+	if err := checkOwner(in.Body.Owner); err != nil {
+		return nil, err
+	}
 	d, err := s.catalogue.AdoptDatabase(ctx, shard.AdoptRequest{Name: in.Body.Name, DSN: tenant.DSN(in.Body.DSN), Owner: in.Body.Owner, Upstream: in.Body.Upstream})
 	if err != nil {
 		return nil, err
@@ -156,6 +162,9 @@ func (s *Server) updateDatabase(ctx context.Context, in *updateDatabaseInput) (*
 	if in.Body.Owner != nil {
 		// The owner's address is where codes go: who could change it could approve alone.
 		if err := permit(requestOf(ctx).principal, scopeAdmin, true); err != nil {
+			return nil, err
+		}
+		if err := checkOwner(*in.Body.Owner); err != nil {
 			return nil, err
 		}
 		note(ctx, "owner", *in.Body.Owner)

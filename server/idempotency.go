@@ -24,6 +24,10 @@ const (
 	// idempotencyTakeover is when a request without an answer counts as lost with its server. What it may have done is
 	// guarded by its own means: codes are single use, names are unique.
 	idempotencyTakeover = 10 * time.Minute
+	// idempotencyWait is how long a repeated request waits for the first one's answer: a client repeats what it lost the
+	// answer of, usually because of a connection, while the first is still worked on.
+	idempotencyWait = 8 * time.Second
+	idempotencyPoll = 200 * time.Millisecond
 	// purposeIdempotency seals kept answers: some of them carry a secret that is shown once.
 	purposeIdempotency = "idempotent-answer"
 )
@@ -64,7 +68,11 @@ func (s *Server) idempotent(next http.Handler) http.Handler {
 		mac := hmac.New(sha256.New, s.box.Derive("idempotency"))
 		_, _ = fmt.Fprintf(mac, "%s %s\n", r.Method, r.URL.RequestURI())
 		_, _ = mac.Write(body)
-		status, answer, err := s.claimKey(r.Context(), rq.principal.client, key, mac.Sum(nil))
+		hash, deadline := mac.Sum(nil), time.Now().Add(idempotencyWait)
+		status, answer, err := s.claimKey(r.Context(), rq.principal.client, key, hash)
+		for errors.Is(err, errKeyBusy) && time.Now().Before(deadline) && s.pause(r.Context(), idempotencyPoll) {
+			status, answer, err = s.claimKey(r.Context(), rq.principal.client, key, hash)
+		}
 		if err != nil {
 			s.writeProblem(w, r, err)
 			return

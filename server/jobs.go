@@ -29,6 +29,7 @@ const (
 
 	eventsKept     = 30 * 24 * time.Hour // what a subscriber may miss and still catch up
 	statisticsKept = 90 * 24 * time.Hour
+	challengesKept = 90 * 24 * time.Hour // what was approved stays in the audit log
 )
 
 // purgeArgs asks for the purge of all databases whose grace is over.
@@ -138,6 +139,9 @@ func (s *Server) prune(ctx context.Context) error {
 	n, err := s.events.Prune(ctx, eventsKept)
 	if err != nil {
 		return fmt.Errorf("prune events: %w", err)
+	}
+	if _, err := s.otp.Prune(ctx, challengesKept); err != nil {
+		return fmt.Errorf("prune challenges: %w", err)
 	}
 	now := s.cfg.Now()
 	for what, stmt := range map[string]struct {
