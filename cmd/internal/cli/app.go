@@ -23,6 +23,8 @@ type App struct {
 	noColor bool
 	ran     bool // the command line was understood; later errors are not of usage
 	lines   *lineReader
+	// override says how a person goes on in spite of a finding, where the command has a way.
+	override func(tenant.Finding) string
 }
 
 // target is an installation, and the database there when one was named.

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"strings"
 	"time"
 
@@ -72,6 +73,9 @@ func runCutover(ctx context.Context, a *App, o cutoverOptions, action string) er
 	}
 	if o.to != "" {
 		o.db = o.to
+	}
+	a.override = func(f tenant.Finding) string {
+		return fmt.Sprintf("start-replication --accept '%s' goes on in spite of it", f.ID())
 	}
 	t, r, err := o.find(ctx, a)
 	if err != nil {
@@ -158,7 +162,7 @@ func (a *App) printCutover(cmd api.Command, action string, failed error) error {
 }
 
 func (a *App) cutoverText(r api.CutoverReport, action string) {
-	printFindings(a.Print, r.Findings)
+	a.printFindings(a.Print, r.Findings)
 	if len(r.Steps) > 0 {
 		rows := make([][]string, len(r.Steps))
 		for i, s := range r.Steps {
@@ -205,10 +209,20 @@ func runCertificate(ctx context.Context, a *App, o whichOptions) error {
 	}
 	return a.Print.Answer(c, func() {
 		a.Print.Table([]string{"certificate", ""}, [][]string{
-			{"database", c.Database}, {"from", c.Source}, {"to", c.Target}, {"replication", c.Replication}, {"attempt", c.Attempt},
-			{"marker", c.MarkerLSN.String()}, {"verification", c.Verification + " at " + c.VerifiedLSN.String()}, {"digest", c.Digest},
-			{"pause", output.Millis(c.PauseMillis)}, {"approved by", c.ApprovedBy}, {"decided", output.When(c.DecidedAt)},
-			{"installation", c.Installation}, {"public key", c.PublicKey}, {"signature", c.Signature},
+			{"database", c.Database},
+			{"from", c.Source},
+			{"to", c.Target},
+			{"replication", c.Replication},
+			{"attempt", c.Attempt},
+			{"marker", c.MarkerLSN.String()},
+			{"verification", c.Verification + " at " + c.VerifiedLSN.String()},
+			{"digest", c.Digest},
+			{"pause", output.Millis(c.PauseMillis)},
+			{"approved by", c.ApprovedBy},
+			{"decided", output.When(c.DecidedAt)},
+			{"installation", c.Installation},
+			{"public key", c.PublicKey},
+			{"signature", c.Signature},
 		})
 		for _, s := range c.Shards {
 			a.Print.Textf("shard %s had applied everything up to %s", s.Shard, s.LSN)

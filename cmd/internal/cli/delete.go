@@ -36,6 +36,9 @@ func newDeleteCommand(a *App) *cobra.Command {
 		Args:    exactArgs("URL"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.url = args[0]
+			if cmd.Flags().Changed("confirm") && o.confirm == "" {
+				return usage("missing-code", "write --confirm CODE, as the confirmation e-mail shows it", "--confirm is empty")
+			}
 			return runDelete(cmd.Context(), a, o)
 		},
 	}
@@ -57,6 +60,7 @@ func runDelete(ctx context.Context, a *App, o deleteOptions) error {
 			return usage("bad-force", "write connections, certificate or redirect", "there is nothing called %q to override", f)
 		}
 	}
+	a.override = func(f tenant.Finding) string { return "--force " + f.Code + " goes on in spite of it" }
 	t, err := a.ConnectDatabase(o.url)
 	if err != nil {
 		return err

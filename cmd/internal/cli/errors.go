@@ -34,7 +34,7 @@ func (a *App) report(ctx context.Context, err error) int {
 	p := output.Printer{Out: a.Stderr, Err: a.Stderr, Color: a.StderrTerminal && a.mayColor()}
 	p.Textf("%s %s", p.Paint(output.Red, "error:"), e.Error())
 	if len(e.Findings) > 0 {
-		printFindings(&p, e.Findings)
+		a.printFindings(&p, e.Findings)
 	}
 	if e.Hint != "" {
 		p.Textf("%s %s", p.Paint(output.Cyan, "hint:"), e.Hint)
@@ -51,7 +51,7 @@ func interrupted(ctx context.Context, err error, goesOn string) error {
 }
 
 // printFindings shows what a check found: a line with severity, code and object, then what is wrong and what to do.
-func printFindings(p *output.Printer, findings []tenant.Finding) {
+func (a *App) printFindings(p *output.Printer, findings []tenant.Finding) {
 	for _, f := range findings {
 		style, word := output.Cyan, "notice"
 		switch {
@@ -71,8 +71,8 @@ func printFindings(p *output.Printer, findings []tenant.Finding) {
 		if f.Fixable && !f.Accepted {
 			ways = append(ways, "--fix-identity mends it")
 		}
-		if f.Acceptable && !f.Accepted {
-			ways = append(ways, fmt.Sprintf("--accept '%s' goes on in spite of it", f.ID()))
+		if f.Acceptable && !f.Accepted && a.override != nil {
+			ways = append(ways, a.override(f))
 		}
 		if len(ways) > 0 {
 			p.Textf("           %s", strings.Join(ways, "; "))

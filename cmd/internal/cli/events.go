@@ -77,7 +77,7 @@ func (a *App) printEvent(raw json.RawMessage) error {
 		return a.Print.Line(raw)
 	}
 	var e progress.Event
-	if err := json.Unmarshal(raw, &e); err != nil {
+	if json.Unmarshal(raw, &e) != nil { // of another shape: shown as it is
 		a.Print.Textf("%s", raw)
 		return nil
 	}

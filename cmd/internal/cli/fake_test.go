@@ -31,7 +31,6 @@ type contract struct {
 	progress   int
 	stats      int
 	connects   int
-	lastPlan   string
 }
 
 func newContract() *contract {
@@ -66,8 +65,10 @@ func (f *contract) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	mux.HandleFunc("POST /v1/preflight", func(w http.ResponseWriter, r *http.Request) {
 		q := body[api.PlanRequest](r)
 		accepted := slices.Contains(q.Options.Accept, "constraint-without-realm:public.accounts_pkey")
-		answer(w, api.Preflight{Tables: 4, Rows: 2_000_000, Bytes: 300_000_000, OK: accepted, Findings: []tenant.Finding{{Severity: tenant.Blocking, Code: "constraint-without-realm", Object: "public.accounts_pkey",
-			Message: "the primary key lacks the realm key", Remedy: "add bid to it", Acceptable: true, Accepted: accepted}}})
+		answer(w, api.Preflight{Tables: 4, Rows: 2_000_000, Bytes: 300_000_000, OK: accepted, Findings: []tenant.Finding{{
+			Severity: tenant.Blocking, Code: "constraint-without-realm", Object: "public.accounts_pkey",
+			Message: "the primary key lacks the realm key", Remedy: "add bid to it", Acceptable: true, Accepted: accepted,
+		}}})
 	})
 	mux.HandleFunc("GET /v1/replications", func(w http.ResponseWriter, _ *http.Request) { answer(w, []api.Replication{f.replication()}) })
 	mux.HandleFunc("POST /v1/replications", func(w http.ResponseWriter, r *http.Request) {
@@ -97,8 +98,10 @@ func (f *contract) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	})
 	mux.HandleFunc("GET /v1/databases/acme/stats", func(w http.ResponseWriter, _ *http.Request) {
 		f.stats++
-		answer(w, api.Stats{Database: "acme", OpenNow: max(5-f.stats, 0), ByProtocol: map[string]int{"http": 1}, ByVia: map[string]int{"direct": 1}, Redirected: 0.25, Collecting: true,
-			Clients: []api.Connection{{Protocol: "http", Client: "evil\x1b]0;title\x07agent", Address: "10.1.1.1", Via: "gateway", Open: 1, LastSeen: time.Now()}}})
+		answer(w, api.Stats{
+			Database: "acme", OpenNow: max(5-f.stats, 0), ByProtocol: map[string]int{"http": 1}, ByVia: map[string]int{"direct": 1}, Redirected: 0.25, Collecting: true,
+			Clients: []api.Connection{{Protocol: "http", Client: "evil\x1b]0;title\x07agent", Address: "10.1.1.1", Via: "gateway", Open: 1, LastSeen: time.Now()}},
+		})
 	})
 	mux.HandleFunc("PUT /v1/databases/acme/redirect", func(w http.ResponseWriter, r *http.Request) {
 		q := body[api.RedirectRequest](r)
@@ -134,8 +137,10 @@ func (f *contract) nextProgress() tenant.Progress {
 	f.progress++
 	p := tenant.Progress{Replication: "rep1", Phase: tenant.InSync, LagMillis: 8, ETASeconds: -1}
 	if f.progress < 3 {
-		p = tenant.Progress{Replication: "rep1", Phase: tenant.Copying, Percent: 63, RowsDone: 1_260_000, RowsTotal: 2_000_000, BytesDone: 63, BytesTotal: 100, BytesPerSec: 214e6, ETASeconds: 130,
-			Tables: []tenant.TableProgress{{Table: "public.accounts", State: "copying", RowsDone: 5, RowsTotal: 10, BytesTotal: 100}}}
+		p = tenant.Progress{
+			Replication: "rep1", Phase: tenant.Copying, Percent: 63, RowsDone: 1_260_000, RowsTotal: 2_000_000, BytesDone: 63, BytesTotal: 100, BytesPerSec: 214e6, ETASeconds: 130,
+			Tables: []tenant.TableProgress{{Table: "public.accounts", State: "copying", RowsDone: 5, RowsTotal: 10, BytesTotal: 100}},
+		}
 	}
 	return p
 }
@@ -195,8 +200,10 @@ func (f *contract) command(w http.ResponseWriter, r *http.Request) {
 	c := api.Command{ID: "cmd" + strconv.Itoa(len(f.commands)+1), Replication: "rep1", Kind: verb, CreatedAt: time.Now()}
 	switch verb {
 	case "verify":
-		v := tenant.Verification{ID: "v1", Replication: "rep1", LSN: 0x16B374D848, Clean: f.progress > 0, Rows: 10, Digest: "abcdef0123456789",
-			Tables: []tenant.TableVerification{{Table: "public.accounts", SourceRows: 10, TargetRows: 10, Equal: f.progress > 0, Digest: "0011223344556677"}}}
+		v := tenant.Verification{
+			ID: "v1", Replication: "rep1", LSN: 0x16B374D848, Clean: f.progress > 0, Rows: 10, Digest: "abcdef0123456789",
+			Tables: []tenant.TableVerification{{Table: "public.accounts", SourceRows: 10, TargetRows: 10, Equal: f.progress > 0, Digest: "0011223344556677"}},
+		}
 		if !v.Clean {
 			v.Tables[0].Differences = []tenant.RowDiff{{Key: "bid=3, aid=17", Kind: "different", Shard: "eu-1"}}
 		}

@@ -61,8 +61,10 @@ func runInit(ctx context.Context, a *App, o initOptions) error {
 		ans.Client = &made.Client.Client
 		ans.Key, err = keyfile.WriteKey(a.Dir, ans.URL, keyfile.Key{ClientID: made.Client.ID, ClientSecret: tenant.Secret(made.Client.Secret)})
 		if err != nil {
-			return &tenant.Error{Kind: tenant.KindInternal, Code: "key-not-written", Err: err, Message: "the first client was made, but its secret could not be kept",
-				Hint: "with REHOME_SECRET and REHOME_URL set, and the server running: rehome authorize EMAIL --scopes admin --save"}
+			return &tenant.Error{
+				Kind: tenant.KindInternal, Code: "key-not-written", Err: err, Message: "the first client was made, but its secret could not be kept",
+				Hint: "with REHOME_SECRET and REHOME_URL set, and the server running: rehome authorize EMAIL --scopes admin --save",
+			}
 		}
 	}
 	return a.Print.Answer(ans, func() { a.initText(ans) })

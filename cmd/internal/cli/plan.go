@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"fmt"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -36,6 +37,7 @@ func (o *planOptions) flags(cmd *cobra.Command) {
 
 // plan checks the flags and connects to the target's installation.
 func (o *planOptions) plan(ctx context.Context, a *App) (target, api.PlanRequest, error) {
+	a.override = func(f tenant.Finding) string { return fmt.Sprintf("--accept '%s' goes on in spite of it", f.ID()) }
 	t, err := a.ConnectDatabase(o.to)
 	if err != nil {
 		return t, api.PlanRequest{}, err
@@ -93,7 +95,7 @@ func runPreflight(ctx context.Context, a *App, o planOptions) error {
 	r.Findings = list(r.Findings)
 	err = a.Print.Answer(r, func() {
 		a.Print.Textf("%d tables, about %s rows, %s", r.Tables, output.Count(r.Rows), output.Bytes(float64(r.Bytes)))
-		printFindings(a.Print, r.Findings)
+		a.printFindings(a.Print, r.Findings)
 		if r.OK {
 			a.Print.Textf("%s nothing stands in the way", a.Print.Paint(output.Green, "ok:"))
 		}

@@ -120,8 +120,7 @@ func wantsJSON(args []string) bool {
 
 // asUsage makes cobra's own errors (an unknown command, too many arguments) errors of usage.
 func asUsage(err error) error {
-	var e *tenant.Error
-	if errors.As(err, &e) {
+	if _, ok := errors.AsType[*tenant.Error](err); ok {
 		return err
 	}
 	message := strings.TrimSpace(err.Error())

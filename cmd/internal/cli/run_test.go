@@ -43,8 +43,10 @@ func setup(t *testing.T, args ...string) bundle {
 	srv := httptest.NewServer(newContract())
 	t.Cleanup(srv.Close)
 	b := bundle{out: &buffer{}, err: &buffer{}}
-	b.env = cli.Env{Args: args, Stdout: b.out, Stderr: b.err, Dir: t.TempDir(), Environ: []string{"REHOME_URL=" + srv.URL, "REHOME_SECRET=" + operator},
-		StdinTerminal: true, StdoutTerminal: true, StderrTerminal: true, Width: 100}
+	b.env = cli.Env{
+		Args: args, Stdout: b.out, Stderr: b.err, Dir: t.TempDir(), Environ: []string{"REHOME_URL=" + srv.URL, "REHOME_SECRET=" + operator},
+		StdinTerminal: true, StdoutTerminal: true, StderrTerminal: true, Width: 100,
+	}
 	return b
 }
 

@@ -84,7 +84,7 @@ func (a *App) logger(o serverOptions) *slog.Logger {
 
 func newLogger(w io.Writer, level slog.Level, text, plain bool) *slog.Logger {
 	if text {
-		return slog.New(tint.NewHandler(w, &tint.Options{Level: level, TimeFormat: time.TimeOnly, NoColor: plain}))
+		return slog.New(tint.NewTextHandler(w, &tint.Options{Level: level, TimeFormat: time.TimeOnly, NoColor: plain}))
 	}
 	return slog.New(slog.NewJSONHandler(w, &slog.HandlerOptions{Level: level}))
 }

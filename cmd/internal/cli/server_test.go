@@ -3,9 +3,11 @@ package cli_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -30,7 +32,10 @@ func TestServer(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/server",
 		Setup: func(e *testscript.Env) error {
-			tb := e.T().(testing.TB)
+			tb, ok := e.T().(testing.TB)
+			if !ok {
+				return errors.New("the script's T is no testing.TB")
+			}
 			e.Setenv("REHOME_DATABASE_URL", pgcluster.NewDatabase(tb, shared).Reveal())
 			e.Setenv("REHOME_SECRET", operator)
 			e.Setenv("REHOME_LISTEN", "127.0.0.1:0")
@@ -79,17 +84,29 @@ func ready(ts *testscript.TestScript, _ bool, _ []string) {
 	}
 }
 
-// code N: puts the code of the Nth mail into $CODE, and its challenge into $CHALLENGE.
+// code N: waits for the Nth mail that carries a code, and puts it into $CODE, and its challenge into $CHALLENGE.
 func code(ts *testscript.TestScript, _ bool, args []string) {
 	n, err := strconv.Atoi(args[0])
 	ts.Check(err)
-	mails, err := otp.ReadMailbox(ts.MkAbs("mail"))
-	ts.Check(err)
-	if len(mails) < n {
-		ts.Fatalf("there are %d mails", len(mails))
+	ctx, cancel := context.WithTimeout(context.Background(), startWithin)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		mails, err := otp.ReadMailbox(ts.MkAbs("mail"))
+		ts.Check(err)
+		mails = slices.DeleteFunc(mails, func(m otp.Mail) bool { return m.Code == "" })
+		if len(mails) >= n {
+			ts.Setenv("CODE", mails[n-1].Code)
+			ts.Setenv("CHALLENGE", mails[n-1].Challenge)
+			return
+		}
+		select {
+		case <-ctx.Done():
+			ts.Fatalf("there are %d mails with a code", len(mails))
+		case <-tick.C:
+		}
 	}
-	ts.Setenv("CODE", mails[n-1].Code)
-	ts.Setenv("CHALLENGE", mails[n-1].Challenge)
 }
 
 // appcode FILE AHEAD: puts the code that an authenticator app shows after AHEAD into $CODE. FILE is the JSON of

@@ -94,10 +94,10 @@ func (a *App) waitWithEvents(ctx context.Context, t target, cmd api.Command, id 
 			}
 			return a.Print.Line(e.Data)
 		})
-		if watch.Err() != nil {
-			return nil // the command is finished
+		if watch.Err() == nil {
+			return err
 		}
-		return err
+		return nil // the command is finished
 	})
 	if err := g.Wait(); err != nil {
 		return cmd, interrupted(ctx, err, fmt.Sprintf("the %s goes on; see rehome verify --last", cmd.Kind))

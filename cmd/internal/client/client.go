@@ -140,12 +140,10 @@ func final(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil {
 		return cause
 	}
-	var again *retryable
-	if errors.As(err, &again) {
+	if again, ok := errors.AsType[*retryable](err); ok {
 		return again.err
 	}
-	var p *backoff.PermanentError
-	if errors.As(err, &p) {
+	if p, ok := errors.AsType[*backoff.PermanentError](err); ok {
 		return p.Err
 	}
 	return err

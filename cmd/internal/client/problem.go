@@ -39,8 +39,10 @@ func ErrorOf(p api.Problem) *tenant.Error {
 // ProblemOf is an error as the API would show it.
 func ProblemOf(err error) api.Problem {
 	e := tenant.AsError(err)
-	return api.Problem{Type: "about:blank", Title: http.StatusText(e.Kind.HTTPStatus()), Status: e.Kind.HTTPStatus(),
-		Detail: e.Error(), Code: e.Code, Kind: e.Kind.String(), Hint: e.Hint, Findings: e.Findings}
+	return api.Problem{
+		Type: "about:blank", Title: http.StatusText(e.Kind.HTTPStatus()), Status: e.Kind.HTTPStatus(),
+		Detail: e.Error(), Code: e.Code, Kind: e.Kind.String(), Hint: e.Hint, Findings: e.Findings,
+	}
 }
 
 func kindOfStatus(status int) tenant.Kind {
@@ -107,8 +109,7 @@ func notRehome(u *url.URL) *tenant.Error {
 
 // transportError explains why no answer came. Certificate errors and refused redirects do not go away by themselves.
 func (c *Client) transportError(err error) error {
-	var e *tenant.Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*tenant.Error](err); ok {
 		return backoff.Permanent(e)
 	}
 	var certErr *tls.CertificateVerificationError
