@@ -139,7 +139,7 @@ func (e *Engine) Run(ctx context.Context) error {
 		began := time.Now()
 		err := e.step(ctx)
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // stopped on purpose: what was under way failed with the context
 		}
 		if errors.Is(err, ErrFenced) {
 			return err
@@ -167,7 +167,7 @@ func (e *Engine) Run(ctx context.Context) error {
 		e.stats.setBlocked(err.Error())
 		e.cfg.Journal.Note(ctx, "retry", map[string]any{"reason": err.Error(), "after_ms": pause.Milliseconds()})
 		if wait(ctx, pause) != nil {
-			return nil
+			return nil //nolint:nilerr // stopped on purpose while waiting to try again
 		}
 		e.stats.setBlocked("")
 	}

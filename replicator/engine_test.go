@@ -51,7 +51,7 @@ func writer(ctx context.Context, t *testing.T, dsn tenant.DSN, seed uint64) {
 		t.Error(err)
 		return
 	}
-	defer c.Close(context.Background()) //nolint:errcheck // the test is over
+	defer c.Close(context.Background())
 	rnd := rand.New(rand.NewPCG(seed, 1))
 	failed := false
 	do := func(sql string, args ...any) {

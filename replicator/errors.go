@@ -29,8 +29,7 @@ func IsRetryable(err error) bool {
 	if err == nil || errors.Is(err, ErrFenced) {
 		return false
 	}
-	var te *tenant.Error
-	if errors.As(err, &te) {
+	if te, ok := errors.AsType[*tenant.Error](err); ok {
 		return te.Kind == tenant.KindUnavailable
 	}
 	if pe, ok := errors.AsType[*pgconn.PgError](err); ok {
@@ -46,12 +45,10 @@ func IsRetryable(err error) bool {
 		}
 		return false
 	}
-	var ce *pgconn.ConnectError
-	if errors.As(err, &ce) {
+	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
 		return true
 	}
-	var ne net.Error
-	if errors.As(err, &ne) {
+	if _, ok := errors.AsType[net.Error](err); ok {
 		return true
 	}
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) || pgconn.Timeout(err) {
@@ -65,8 +62,7 @@ var errConnLost = errors.New("the connection was lost")
 
 // describe turns any error into the reason and remedy that a pause shows.
 func describe(err error) (reason, remedy string) {
-	var te *tenant.Error
-	if errors.As(err, &te) {
+	if te, ok := errors.AsType[*tenant.Error](err); ok {
 		return te.Error(), te.Hint
 	}
 	if pe, ok := errors.AsType[*pgconn.PgError](err); ok {

@@ -103,13 +103,13 @@ func (l *lane) close() {
 
 // run applies until the context ends or something fails. The caller reopens the lane after an error.
 func (l *lane) run(ctx context.Context) error {
-	err := l.loop(ctx)
-	if err != nil && ctx.Err() == nil {
+	if err := l.loop(ctx); ctx.Err() == nil {
 		return fmt.Errorf("shard %s: %w", l.shard.Name, err)
 	}
 	return context.Cause(ctx)
 }
 
+// loop ends with an error only.
 func (l *lane) loop(ctx context.Context) error {
 	recorded := time.Now()
 	for {

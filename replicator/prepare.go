@@ -292,14 +292,7 @@ func (e *Engine) AtSource(ctx context.Context, fn func(*pgx.Conn) error) error {
 	return fn(c)
 }
 
-// ForgetAtShards removes what the engine keeps of this replication at the shards. The engine must not be running.
-func (e *Engine) ForgetAtShards(ctx context.Context) error {
-	return e.eachShard(ctx, "setup", func(_ Shard, c *pgx.Conn) error {
-		for _, table := range []string{"progress", "copied", "applier"} {
-			if _, err := c.Exec(ctx, `DELETE FROM rehome.`+table+` WHERE replication = $1`, e.cfg.Replication); err != nil {
-				return fmt.Errorf("remove the replication's rows: %w", err)
-			}
-		}
-		return nil
-	})
+// AtShards runs fn on a session at every shard, one after the other.
+func (e *Engine) AtShards(ctx context.Context, fn func(*pgx.Conn) error) error {
+	return e.eachShard(ctx, "setup", func(_ Shard, c *pgx.Conn) error { return fn(c) })
 }

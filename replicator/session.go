@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"regexp"
 	"time"
 
@@ -46,12 +47,8 @@ func connect(ctx context.Context, dsn tenant.DSN, name string, extra map[string]
 	if err != nil {
 		return nil, err
 	}
-	for k, v := range textSettings {
-		cfg.RuntimeParams[k] = v
-	}
-	for k, v := range extra {
-		cfg.RuntimeParams[k] = v
-	}
+	maps.Copy(cfg.RuntimeParams, textSettings)
+	maps.Copy(cfg.RuntimeParams, extra)
 	cfg.RuntimeParams["application_name"] = name
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
@@ -66,9 +63,7 @@ func connectReplication(ctx context.Context, dsn tenant.DSN, name string) (*pgco
 	if err != nil {
 		return nil, err
 	}
-	for k, v := range textSettings {
-		cfg.RuntimeParams[k] = v
-	}
+	maps.Copy(cfg.RuntimeParams, textSettings)
 	cfg.RuntimeParams["replication"] = "database"
 	cfg.RuntimeParams["application_name"] = name
 	conn, err := pgconn.ConnectConfig(ctx, &cfg.Config)

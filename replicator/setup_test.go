@@ -119,13 +119,16 @@ type gates struct{ id string }
 func (gates) InstallSource(ctx context.Context, c *pgx.Conn) error {
 	return gate.InstallSource(ctx, c, pass)
 }
+
 func (gates) InstallShard(ctx context.Context, c *pgx.Conn) error {
 	return gate.InstallShard(ctx, c, pass)
 }
+
 func (gates) FenceShard(ctx context.Context, c *pgx.Conn) error {
 	_, err := gate.FenceShardTables(ctx, c)
 	return err
 }
+
 func (g gates) Heartbeat(ctx context.Context, c *pgx.Conn) error { return gate.Heartbeat(ctx, c, g.id) }
 
 var ids struct {

@@ -72,6 +72,32 @@ func InstallShard(ctx context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
+// UninstallShard removes what InstallShard made, and what the schema's restoration noted, at the end of a replication. Its
+// worker must not be running. It may be repeated.
+func UninstallShard(ctx context.Context, conn *pgx.Conn, replication string) error {
+	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		var others bool
+		err := tx.QueryRow(ctx, `SELECT to_regclass('rehome.applier') IS NOT NULL`).Scan(&others)
+		if err != nil || !others {
+			return err
+		}
+		for _, table := range []string{"progress", "copied", "applier"} {
+			if _, err := tx.Exec(ctx, `DELETE FROM rehome.`+table+` WHERE replication = $1`, replication); err != nil {
+				return err
+			}
+		}
+		if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM rehome.applier)`).Scan(&others); err != nil || others {
+			return err
+		}
+		_, err = tx.Exec(ctx, `DROP FUNCTION IF EXISTS rehome.advance; DROP TABLE IF EXISTS rehome.progress, rehome.copied, rehome.applier, rehome.ddl_done`)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("remove the replication's notes from the shard: %w", err)
+	}
+	return nil
+}
+
 // position is the last row of rehome.progress at a shard.
 type position struct {
 	seq int64

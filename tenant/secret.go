@@ -49,7 +49,7 @@ func (d DSN) String() string {
 		return out + host + u.Path
 	}
 	var keep []string
-	for _, field := range strings.Fields(string(d)) {
+	for field := range strings.FieldsSeq(string(d)) {
 		switch k, _, _ := strings.Cut(field, "="); k {
 		case "host", "port", "user", "dbname":
 			keep = append(keep, field)

@@ -57,8 +57,10 @@ const (
 )
 
 // Observations lists every kind of observation.
-var Observations = []ObservationKind{SawOwned, SawPrepared, SawCopied, SawCaughtUp, SawFellBehind, SawProblem, SawDecidedTarget, SawDecidedSource,
-	AskedPause, AskedResume, AskedCancel, AskedCutover, AskedRollback, AskedComplete}
+var Observations = []ObservationKind{
+	SawOwned, SawPrepared, SawCopied, SawCaughtUp, SawFellBehind, SawProblem, SawDecidedTarget, SawDecidedSource,
+	AskedPause, AskedResume, AskedCancel, AskedCutover, AskedRollback, AskedComplete,
+}
 
 // Observation is one thing seen or asked, with the texts that a pause shows.
 type Observation struct {
@@ -101,8 +103,10 @@ func Next(s State, o Observation) (State, Action, error) {
 	to := func(p Phase, a Action) (State, Action, error) { return State{Phase: p}, a, nil }
 	stay := func(a Action) (State, Action, error) { return s, a, nil }
 	refuse := func(hint string) (State, Action, error) {
-		return s, DoNothing, &Error{Kind: KindConflict, Code: ErrTransition.Code,
-			Message: fmt.Sprintf("%s does not fit: the replication is %s", o.Kind, s.Phase), Hint: hint}
+		return s, DoNothing, &Error{
+			Kind: KindConflict, Code: ErrTransition.Code,
+			Message: fmt.Sprintf("%s does not fit: the replication is %s", o.Kind, s.Phase), Hint: hint,
+		}
 	}
 	pause := func() (State, Action, error) {
 		return State{Phase: Paused, Resume: s.Phase, Reason: o.Reason, Remedy: o.Remedy}, DoStop, nil

@@ -25,7 +25,7 @@ type crashRig struct {
 
 func newCrashRig(t *testing.T, scale int) *crashRig {
 	t.Helper()
-	r := &crashRig{source: pgcluster.StartT(t, pgcluster.Options{})}
+	r := &crashRig{source: pgcluster.StartT(t, pgcluster.Options{Fsync: true})}
 	r.src = pgcluster.NewDatabase(t, r.source)
 	initPgbench(t, r.source, r.src, scale)
 	for range 2 {

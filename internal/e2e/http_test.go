@@ -18,7 +18,7 @@ func getJSON(t *testing.T, inst *installation, path string, into any) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer res.Body.Close() //nolint:errcheck // only read
+	defer res.Body.Close()
 	if res.StatusCode != http.StatusOK {
 		t.Fatalf("GET %s: %s", path, res.Status)
 	}

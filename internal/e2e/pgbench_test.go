@@ -44,7 +44,7 @@ func pgbenchArgs(t *testing.T, c *pgcluster.Cluster, dsn tenant.DSN, args ...str
 		t.Fatal(err)
 	}
 	password, _ := u.User.Password()
-	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), filepath.Join(c.BinDir(), "pgbench"), append(args, "-h", u.Hostname(), "-p", u.Port(), "-U", u.User.Username(), strings.TrimPrefix(u.Path, "/"))...) //nolint:gosec // Postgres' own tool
+	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), filepath.Join(c.BinDir(), "pgbench"), append(args, "-h", u.Hostname(), "-p", u.Port(), "-U", u.User.Username(), strings.TrimPrefix(u.Path, "/"))...)
 	cmd.Env = append(os.Environ(), "PGPASSWORD="+password, "PGSSLMODE=disable")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	return cmd
@@ -82,8 +82,8 @@ func moveArgs(command, from, to string, more ...string) []string {
 // TestPgbench takes pgbench's database over to three shards while pgbench writes: copy, stream, verification, cutover.
 func TestPgbench(t *testing.T) {
 	t.Parallel()
-	scale, seconds := envInt(t, "REHOME_PGBENCH_SCALE", 3), envInt(t, "REHOME_PGBENCH_SECONDS", 20)
-	source := pgcluster.StartT(t, pgcluster.Options{})
+	scale, seconds := envInt(t, "REHOME_PGBENCH_SCALE", 3), envInt(t, "REHOME_PGBENCH_SECONDS", 180)
+	source := pgcluster.StartT(t, pgcluster.Options{Fsync: true}) // a cutover wants a source that keeps its word
 	src := pgcluster.NewDatabase(t, source)
 	initPgbench(t, source, src, scale)
 	before := catalogueOf(t, source, src)
@@ -209,7 +209,7 @@ func checkTPCB(t *testing.T, inst *installation, src tenant.DSN, clusters []*pgc
 // catalogueOf is the source's schema as pg_dump writes it, with everything of Rehome that it would show.
 func catalogueOf(t *testing.T, c *pgcluster.Cluster, dsn tenant.DSN) string {
 	t.Helper()
-	out, err := exec.CommandContext(t.Context(), filepath.Join(c.BinDir(), "pg_dump"), "-s", dsn.Reveal()).Output() //nolint:gosec // Postgres' own tool
+	out, err := exec.CommandContext(t.Context(), filepath.Join(c.BinDir(), "pg_dump"), "-s", dsn.Reveal()).Output()
 	if err != nil {
 		t.Fatal(err)
 	}

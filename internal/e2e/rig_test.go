@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -38,7 +39,7 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	binary = filepath.Join(dir, "rehome")
-	build := exec.Command("go", "build", "-o", binary, "github.com/rehomedb/rehome/cmd/rehome") //nolint:gosec // our own module
+	build := exec.Command("go", "build", "-o", binary, "github.com/rehomedb/rehome/cmd/rehome")
 	build.Stdout, build.Stderr = os.Stderr, os.Stderr
 	if err := build.Run(); err != nil {
 		fmt.Fprintln(os.Stderr, "build the program:", err)
@@ -72,7 +73,7 @@ func newInstallation(t *testing.T, control tenant.DSN, extra ...string) *install
 	port := freePort(t)
 	i := &installation{t: t, control: control, dir: dir, mail: filepath.Join(dir, "mail"), port: port, url: "http://127.0.0.1:" + strconv.Itoa(port), extra: extra}
 	var err error
-	if i.log, err = os.Create(filepath.Join(dir, "server.log")); err != nil { //nolint:gosec // a temporary directory
+	if i.log, err = os.Create(filepath.Join(dir, "server.log")); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -97,8 +98,12 @@ func freePort(t *testing.T) int {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close() //nolint:errcheck // it only found a port
-	return l.Addr().(*net.TCPAddr).Port
+	defer func() { _ = l.Close() }()
+	addr, ok := l.Addr().(*net.TCPAddr)
+	if !ok {
+		t.Fatalf("unexpected address %s", l.Addr())
+	}
+	return addr.Port
 }
 
 func (i *installation) env() []string {
@@ -110,7 +115,7 @@ func (i *installation) env() []string {
 // start starts the server and waits until it is ready.
 func (i *installation) start() {
 	i.t.Helper()
-	cmd := exec.Command(binary, "server") //nolint:gosec // the program under test
+	cmd := exec.Command(binary, "server")
 	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = i.dir, i.env(), i.log, i.log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
@@ -177,7 +182,7 @@ func (i *installation) run(args ...string) (stdout, stderr string, code int) {
 	var out, errs bytes.Buffer
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, binary, args...) //nolint:gosec // the program under test
+	cmd := exec.CommandContext(ctx, binary, args...)
 	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = i.dir, i.env(), &out, &errs
 	err := cmd.Run()
 	var exit *exec.ExitError
@@ -259,10 +264,8 @@ func (i *installation) waitPhase(want ...tenant.Phase) tenant.Phase {
 		}
 		st := rs[0].State
 		now = st.Phase
-		for _, w := range want {
-			if now == w {
-				return true
-			}
+		if slices.Contains(want, now) {
+			return true
 		}
 		if now == tenant.Paused {
 			i.t.Fatalf("paused: %s (%s)", st.Reason, st.Remedy)

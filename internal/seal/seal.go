@@ -29,8 +29,10 @@ type Box struct {
 }
 
 // ErrWrongKey says that a value was sealed under another secret.
-var ErrWrongKey = &tenant.Error{Kind: tenant.KindRefused, Code: "wrong-secret",
-	Message: "a stored secret was sealed under another REHOME_SECRET", Hint: "start the server with the REHOME_SECRET that this installation was set up with"}
+var ErrWrongKey = &tenant.Error{
+	Kind: tenant.KindRefused, Code: "wrong-secret",
+	Message: "a stored secret was sealed under another REHOME_SECRET", Hint: "start the server with the REHOME_SECRET that this installation was set up with",
+}
 
 // New derives the keys of a secret.
 func New(secret tenant.Secret) (*Box, error) {

@@ -86,7 +86,8 @@ func (c *checker) relations(ctx context.Context, tx pgx.Tx) error {
 			c.notice("materialized-view", t.String(), "", "materialized view %s is refreshed once after the copy", t)
 		default:
 			if catalog.Included(c.in.Options, t) {
-				c.warn("unlogged-table", t.String(), fmt.Sprintf("ALTER TABLE %s SET LOGGED, if its rows matter", t.Quoted()), "unlogged table %s arrives empty: its rows are not in the WAL", t)
+				c.blockAcceptable("unlogged-table", t.String(), fmt.Sprintf("ALTER TABLE %s SET LOGGED if its rows matter, or leave it out (--exclude %s)", t.Quoted(), shellQuote(t.String())),
+					"unlogged table %s arrives empty: its rows are not in the WAL", t)
 			}
 		}
 		return nil

@@ -252,13 +252,24 @@ func (r *runner) cleanUp(ctx context.Context, c command) error {
 		if err := r.undoChanges(ctx, conn); err != nil {
 			return err
 		}
+		if c.Args.DropFence {
+			// A side that may be written again needs its sequences, which the cutover had stopped.
+			if err := r.s.cutovers.ThawSource(ctx, r.id, conn); err != nil {
+				return err
+			}
+		}
 		return gate.UninstallSource(ctx, conn, c.Args.DropFence)
 	})
 	if err != nil {
 		return err
 	}
 	if c.Kind == api.CommandComplete {
-		return e.ForgetAtShards(ctx)
+		return e.AtShards(ctx, func(conn *pgx.Conn) error {
+			if err := gate.UninstallShard(ctx, conn); err != nil {
+				return err
+			}
+			return replicator.UninstallShard(ctx, conn, r.id)
+		})
 	}
 	return r.s.cfg.Catalogue.ResetDatabase(ctx, rec.database)
 }

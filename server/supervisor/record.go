@@ -195,6 +195,7 @@ type gates struct {
 func (g gates) InstallSource(ctx context.Context, c *pgx.Conn) error {
 	return gate.InstallSource(ctx, c, g.pass)
 }
+
 func (g gates) InstallShard(ctx context.Context, c *pgx.Conn) error {
 	return gate.InstallShard(ctx, c, g.pass)
 }

@@ -294,8 +294,8 @@ func (r *runner) report(ctx context.Context) error {
 				r.log.Warn("publish progress", "error", err)
 			}
 		}
-		if pauseFor(ctx, every) != nil {
-			return nil
+		if err := pauseFor(ctx, every); err != nil {
+			return nil //nolint:nilerr // the runner is stopping
 		}
 	}
 }
