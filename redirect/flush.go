@@ -106,7 +106,7 @@ func (g *Gateway) writeGauges(ctx context.Context, tx pgx.Tx, keys []key, gauges
 	var open []int32
 	for i, k := range keys {
 		database, protocol, client, address = append(database, k.database), append(protocol, k.protocol), append(client, k.client), append(address, k.address)
-		open = append(open, int32(min(gauges[i].Open, 1<<30))) //nolint:gosec // bounded
+		open = append(open, int32(min(gauges[i].Open, 1<<30)))
 	}
 	_, err := tx.Exec(ctx, `INSERT INTO rehome_control.connection_gauges (database, server, protocol, client, address, open_now, updated_at)
 		SELECT d, $6, p, c, a, n, clock_timestamp() FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::int[]) AS u(d, p, c, a, n)`,

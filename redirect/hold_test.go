@@ -125,7 +125,7 @@ func TestHeldClientThatLeftIsDropped(t *testing.T) {
 		wg.Go(func() { _, _ = b.try(ctx, "POST", "/acme/x", strings.NewReader(strings.Repeat("x", size))) })
 	}
 	// One that closes properly after it has sent all of its body.
-	conn, err := net.Dial("tcp", b.srv.Listener.Addr().String()) //nolint:noctx // local
+	conn, err := net.Dial("tcp", b.srv.Listener.Addr().String())
 	must(t, err)
 	_, err = fmt.Fprintf(conn, "POST /acme/x HTTP/1.1\r\nHost: h\r\nContent-Length: 20000\r\n\r\n%s", strings.Repeat("y", 20000))
 	must(t, err)
@@ -149,7 +149,7 @@ func TestHeldBodyIsNotRead(t *testing.T) {
 	up, _ := counterApp(t)
 	b.database(t, "acme", up)
 	release := b.Hold("acme", time.Now().Add(time.Minute))
-	conn, err := net.Dial("tcp", b.srv.Listener.Addr().String()) //nolint:noctx // local
+	conn, err := net.Dial("tcp", b.srv.Listener.Addr().String())
 	must(t, err)
 	defer func() { _ = conn.Close() }()
 	_, err = io.WriteString(conn, "POST /acme/x HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n")

@@ -50,7 +50,7 @@ func socketHeaders(in http.Header) http.Header {
 // serveSocket opens a WebSocket to the destination, accepts the client's, and passes messages until one side ends, the
 // database moves or the server stops.
 func (g *Gateway) serveSocket(w http.ResponseWriter, r *http.Request, f *forwarding) {
-	up, resp, err := g.dialSocket(r, f)
+	up, resp, err := g.dialSocket(r, f) //nolint:bodyclose // of a handshake it need not be closed, says the library
 	if err != nil {
 		g.socketRefused(w, r, f, resp, err)
 		return

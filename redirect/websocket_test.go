@@ -50,15 +50,20 @@ type wsClient struct {
 	t *testing.T
 }
 
-func (b *bundle) dial(t *testing.T, path string, header http.Header) (*wsClient, *http.Response, error) {
+// dial opens a WebSocket; on an error it gives the answer's status and Location.
+func (b *bundle) dial(t *testing.T, path string, header http.Header) (c *wsClient, refused answer, err error) {
 	t.Helper()
-	c, resp, err := websocket.Dial(t.Context(), b.srv.URL+path, &websocket.DialOptions{HTTPClient: b.http, HTTPHeader: header, Subprotocols: []string{"v1", "v2"}})
+	conn, resp, err := websocket.Dial(t.Context(), b.srv.URL+path, &websocket.DialOptions{HTTPClient: b.http, HTTPHeader: header, Subprotocols: []string{"v1", "v2"}})
 	if err != nil {
-		return nil, resp, err
+		if resp != nil {
+			refused = answer{status: resp.StatusCode, header: resp.Header}
+			_ = resp.Body.Close()
+		}
+		return nil, refused, err
 	}
-	c.SetReadLimit(-1)
-	t.Cleanup(func() { _ = c.CloseNow() })
-	return &wsClient{c, t}, resp, nil
+	conn.SetReadLimit(-1)
+	t.Cleanup(func() { _ = conn.CloseNow() })
+	return &wsClient{conn, t}, refused, nil
 }
 
 func (c *wsClient) read() string {
@@ -127,7 +132,7 @@ func TestWebSocketPassesMessages(t *testing.T) {
 	must(t, c.Close(websocket.StatusNormalClosure, "done"))
 	eventually(t, "nothing is open", func() bool { return b.sockets.len() == 0 })
 	_, resp, err := b.dial(t, "/acme/deny", nil)
-	if err == nil || resp.StatusCode != http.StatusForbidden {
+	if err == nil || resp.status != http.StatusForbidden {
 		t.Errorf("%v %+v", err, resp)
 	}
 }
@@ -153,13 +158,13 @@ func TestWebSocketIsToldAndClosed(t *testing.T) {
 		t.Errorf("%+v", ce)
 	}
 	_, resp, err := b.dial(t, "/acme/live", nil)
-	if err == nil || resp.StatusCode != 307 || resp.Header.Get("Location") != "https://own.example/acme/live" {
+	if err == nil || resp.status != 307 || resp.header.Get("Location") != "https://own.example/acme/live" {
 		t.Errorf("%v %+v", err, resp)
 	}
 	eventually(t, "nothing is open", func() bool { return len(b.Open("acme")) == 0 })
 	_, err = b.SetRedirect(ctx, Redirect{Database: "acme", To: "https://own.example/acme", Mode: ModeRefuse})
 	must(t, err)
-	if _, resp, err = b.dial(t, "/acme/live", nil); err == nil || resp.StatusCode != 421 {
+	if _, resp, err = b.dial(t, "/acme/live", nil); err == nil || resp.status != 421 {
 		t.Errorf("%v %+v", err, resp)
 	}
 }
@@ -232,7 +237,7 @@ func TestWebSocketSlowReaderIsClosed(t *testing.T) {
 			return
 		}
 		defer func() { _ = c.CloseNow() }()
-		for c.Write(r.Context(), websocket.MessageBinary, make([]byte, 1<<20)) == nil { //nolint:revive // floods
+		for c.Write(r.Context(), websocket.MessageBinary, make([]byte, 1<<20)) == nil {
 		}
 	})
 	b.database(t, "acme", up.URL)

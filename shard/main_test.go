@@ -151,7 +151,13 @@ func must(t *testing.T, err error) {
 }
 
 // wants checks an error's kind and code.
-func wants(t *testing.T, err error, kind tenant.Kind, code string) *tenant.Error {
+func wants(t *testing.T, err error, kind tenant.Kind, code string) {
+	t.Helper()
+	_ = wanted(t, err, kind, code)
+}
+
+// wanted is wants that gives the error back.
+func wanted(t *testing.T, err error, kind tenant.Kind, code string) *tenant.Error {
 	t.Helper()
 	var e *tenant.Error
 	if !errors.As(err, &e) || e.Kind != kind || e.Code != code {

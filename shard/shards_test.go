@@ -41,7 +41,7 @@ func TestAddShardChecksTheServer(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := b.AddShard(ctx, tc.req)
-			e := wants(t, err, tc.kind, tc.code)
+			e := wanted(t, err, tc.kind, tc.code)
 			if e.Hint == "" {
 				t.Error("no hint")
 			}
@@ -70,7 +70,7 @@ func TestShardLifecycle(t *testing.T) {
 	if buckets != tenant.Buckets {
 		t.Errorf("%d buckets over all shards", buckets)
 	}
-	if err := b.RemoveShard(ctx, "a"); !strings.Contains(wants(t, err, tenant.KindRefused, "shard-in-use").Message, d.Name) {
+	if err := b.RemoveShard(ctx, "a"); !strings.Contains(wanted(t, err, tenant.KindRefused, "shard-in-use").Message, d.Name) {
 		t.Error(err)
 	}
 	wants(t, b.RemoveShard(ctx, "nope"), tenant.KindNotFound, "shard-unknown")
