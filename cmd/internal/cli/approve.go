@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"strings"
 	"time"
@@ -61,7 +62,7 @@ func (a *App) approve(ctx context.Context, t target, o otpOptions, req api.Chall
 			return false, err
 		}
 		return true, a.Print.Answer(ch, func() {
-			a.tellChallenge(ch)
+			a.tellChallenge(ch, a.Print.Quiet)
 			a.Print.Textf("%s", ch.ID)
 			a.Print.Notef("run the same command with: --otp-id %s --otp CODE", ch.ID)
 		})
@@ -84,7 +85,7 @@ func (a *App) approve(ctx context.Context, t target, o otpOptions, req api.Chall
 		if err != nil {
 			return false, err
 		}
-		a.tellChallenge(ch)
+		a.tellChallenge(ch, false)
 		id = ch.ID
 	}
 	return false, a.askCode(ctx, id, app, do)
@@ -109,23 +110,24 @@ func (a *App) askCode(ctx context.Context, id string, app bool, do func(context.
 		if !errors.As(err, &e) || try >= codeTries || (e.Code != "wrong-code" && (!app || e.Code != "code-used")) {
 			return err
 		}
-		a.Print.Notef("%s", e.Message)
+		_, _ = fmt.Fprintln(a.Stderr, output.Clean(e.Message))
 	}
 }
 
-// tellChallenge says what will happen and where the code is.
-func (a *App) tellChallenge(ch api.Challenge) {
-	a.Print.Notef("%s", output.Clean(strings.TrimSpace(ch.Plan)))
+// tellChallenge says what will happen and where the code is. Who is about to type the code reads it also with -q.
+func (a *App) tellChallenge(ch api.Challenge, quiet bool) {
+	p := output.Printer{Err: a.Stderr, Quiet: quiet}
+	p.Notef("%s", strings.TrimSpace(ch.Plan))
 	left := ch.ExpiresAt.Sub(a.Now()).Round(time.Minute)
 	valid := ""
 	if left > 0 {
 		valid = "; it is valid for " + output.Duration(left)
 	}
 	if ch.Channel == "totp" {
-		a.Print.Notef("Approve it with the code of the authenticator app of %s%s.", ch.SentTo, valid)
+		p.Notef("Approve it with the code of the authenticator app of %s%s.", ch.SentTo, valid)
 		return
 	}
-	a.Print.Notef("A code for exactly this was sent to %s%s.", ch.SentTo, valid)
+	p.Notef("A code for exactly this was sent to %s%s.", ch.SentTo, valid)
 }
 
 // normaliseCode drops the blanks and dashes that people and mail programs put into codes.

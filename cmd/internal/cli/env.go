@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -65,6 +66,7 @@ func (e Env) withDefaults() Env {
 	if e.Stderr == nil {
 		e.Stderr = io.Discard
 	}
+	e.Stderr = &lockedWriter{w: e.Stderr}
 	if e.Dir == "" {
 		e.Dir = "."
 	}
@@ -89,6 +91,18 @@ func (e Env) Getenv(name string) string {
 		}
 	}
 	return value
+}
+
+// lockedWriter lets notes of a retry and the status line of what is waited for share stderr.
+type lockedWriter struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+func (l *lockedWriter) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(p)
 }
 
 type eofReader struct{}

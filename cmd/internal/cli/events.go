@@ -77,11 +77,12 @@ func (a *App) printEvent(raw json.RawMessage) error {
 		return a.Print.Line(raw)
 	}
 	var e progress.Event
-	if json.Unmarshal(raw, &e) != nil { // of another shape: shown as it is
+	if json.Unmarshal(raw, &e) == nil {
+		a.Print.Textf("%s  %s  %s %s", e.Time.UTC().Format("2006-01-02 15:04:05.000Z"), e.Subject,
+			a.Print.Paint(output.Bold, strings.TrimPrefix(e.Type, "dev.rehome.")), phaseOf(raw))
+	} else { // of another shape: shown as it is
 		a.Print.Textf("%s", raw)
-		return nil
 	}
-	a.Print.Textf("%s  %s  %s %s", e.Time.UTC().Format("2006-01-02 15:04:05.000Z"), e.Subject, a.Print.Paint(output.Bold, strings.TrimPrefix(e.Type, "dev.rehome.")), phaseOf(raw))
 	return nil
 }
 
