@@ -33,6 +33,9 @@ var shared *pgcluster.Cluster
 var binary string
 
 func TestMain(m *testing.M) {
+	if conf := os.Getenv(natsChild); conf != "" {
+		os.Exit(serveNATS(conf))
+	}
 	dir, err := os.MkdirTemp("", "rehome-e2e-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

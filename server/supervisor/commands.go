@@ -89,8 +89,27 @@ func (r *runner) execute(ctx context.Context, c command, jobs *jobs) error {
 	return nil
 }
 
-// finish answers a command.
+// finish answers a command, unless that was done together with its effect.
 func (r *runner) finish(ctx context.Context, c command, result any, failure error) {
+	if failure != nil {
+		r.log.Warn("command failed", "kind", c.Kind, "command", c.ID, "error", failure)
+	}
+	for try := 0; ; try++ {
+		err := pgx.BeginFunc(ctx, r.s.cfg.Pool, func(tx pgx.Tx) error { return r.answer(ctx, tx, c, result, failure) })
+		if err == nil || ctx.Err() != nil || try == 10 {
+			if err != nil {
+				r.log.Error("answer a command", "command", c.ID, "error", err)
+			}
+			return
+		}
+		if pauseFor(ctx, lookEvery) != nil {
+			return
+		}
+	}
+}
+
+// answer writes a command's answer and its event, once.
+func (r *runner) answer(ctx context.Context, tx pgx.Tx, c command, result any, failure error) error {
 	var res, prob []byte
 	var err error
 	if result != nil {
@@ -98,28 +117,20 @@ func (r *runner) finish(ctx context.Context, c command, result any, failure erro
 			failure = errors.Join(failure, err)
 		}
 	}
-	if failure != nil {
-		te := tenant.AsError(failure)
-		prob, _ = json.Marshal(api.Problem{Title: te.Kind.String(), Status: te.Kind.HTTPStatus(), Detail: te.Error(), Code: te.Code, Kind: te.Kind.String(), Hint: te.Hint, Findings: te.Findings})
-		r.log.Warn("command failed", "kind", c.Kind, "command", c.ID, "error", failure)
-	}
-	for try := 0; ; try++ {
-		_, err := r.s.cfg.Pool.Exec(ctx, `UPDATE rehome_control.replication_commands SET finished_at = now(), result = $2, error = $3 WHERE id = $1 AND finished_at IS NULL`, c.ID, res, prob)
-		if err == nil || ctx.Err() != nil || try == 10 {
-			if err != nil {
-				r.log.Error("answer a command", "command", c.ID, "error", err)
-			}
-			break
-		}
-		if pauseFor(ctx, lookEvery) != nil {
-			break
-		}
-	}
 	outcome := "ok"
 	if failure != nil {
 		outcome = "failed"
+		te := tenant.AsError(failure)
+		prob, err = json.Marshal(api.Problem{Title: te.Kind.String(), Status: te.Kind.HTTPStatus(), Detail: te.Error(), Code: te.Code, Kind: te.Kind.String(), Hint: te.Hint, Findings: te.Findings})
+		if err != nil {
+			return err
+		}
 	}
-	r.journal.Note(ctx, c.Kind+"-finished", map[string]any{"command": c.ID, "outcome": outcome, "error": errorText(failure)})
+	tag, err := tx.Exec(ctx, `UPDATE rehome_control.replication_commands SET finished_at = now(), result = $2, error = $3 WHERE id = $1 AND finished_at IS NULL`, c.ID, res, prob)
+	if err != nil || tag.RowsAffected() == 0 {
+		return err
+	}
+	return r.journal.note(ctx, tx, c.Kind+"-finished", map[string]any{"command": c.ID, "outcome": outcome, "error": errorText(failure)})
 }
 
 func errorText(err error) string {
@@ -212,7 +223,8 @@ func (r *runner) end(ctx context.Context, c command, jobs *jobs) (tenant.State, 
 	for {
 		err := r.cleanUp(ctx, c)
 		if err == nil {
-			return r.journal.Observe(ctx, o)
+			// With the answer: the event of the last phase is then the stream's last, and whoever watches may stop there.
+			return r.journal.observe(ctx, o, func(tx pgx.Tx, next tenant.State) error { return r.answer(ctx, tx, c, next, nil) })
 		}
 		if ctx.Err() != nil || errors.Is(err, replicator.ErrFenced) {
 			return r.state(), err

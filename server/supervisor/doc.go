@@ -13,6 +13,7 @@
 //     it is, in one transaction with its event, and refused to a server whose lease is gone.
 //   - A command is executed by the lease's holder, is idempotent, and is finished in the control database only when its
 //     effect is complete. A server that dies in the middle leaves it to the next one.
+//   - The event of a final phase is the last of its replication: what ends it is answered in the same transaction.
 //   - Losing the control database stops nothing that runs: the engine goes on, since the shards fence it themselves;
 //     the lease is renewed when the database is back, unless another server took it.
 package supervisor

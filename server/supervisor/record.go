@@ -96,6 +96,11 @@ func (j *journal) owned(ctx context.Context, tx pgx.Tx) error {
 
 // Observe implements replicator.Journal: the phase follows from the row as it is, with its event.
 func (j *journal) Observe(ctx context.Context, o tenant.Observation) (next tenant.State, err error) {
+	return j.observe(ctx, o, nil)
+}
+
+// observe also does, in the same transaction and before the event of the phase, what belongs to a change of it.
+func (j *journal) observe(ctx context.Context, o tenant.Observation, also func(pgx.Tx, tenant.State) error) (next tenant.State, err error) {
 	err = pgx.BeginFunc(ctx, j.s.cfg.Pool, func(tx pgx.Tx) error {
 		if err := j.owned(ctx, tx); err != nil {
 			return err
@@ -119,6 +124,11 @@ func (j *journal) Observe(ctx context.Context, o tenant.Observation) (next tenan
 			ended_at = CASE WHEN $4 THEN now() ELSE ended_at END WHERE id = $1`, j.id, raw, string(next.Phase), next.Phase.Terminal())
 		if err != nil {
 			return err
+		}
+		if also != nil {
+			if err := also(tx, next); err != nil {
+				return err
+			}
 		}
 		return j.note(ctx, tx, "phase", map[string]any{"from": was.Phase, "to": next.Phase, "reason": next.Reason, "remedy": next.Remedy})
 	})
