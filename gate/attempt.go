@@ -53,7 +53,8 @@ type Attempt struct {
 	tables   []Table
 	deadline time.Time
 	tries    int
-	triggers bool // the fence's triggers are made
+	triggers bool           // the fence's triggers are made
+	heat     map[uint32]int // how often writers were seen holding a table
 
 	mu       sync.Mutex
 	culprits []Culprit
@@ -120,7 +121,7 @@ func (a *Attempt) Prelock(ctx context.Context) error {
 		a.tables = owned(tables)
 		retry, err := a.lockOnce(ctx, "SHARE UPDATE EXCLUSIVE", time.Until(limit))
 		if err == nil {
-			return nil
+			return a.feelFor(ctx, heatLooks)
 		}
 		if !retry || time.Until(limit) <= 0 {
 			return fmt.Errorf("prelock the tables: %w", err)
@@ -155,6 +156,7 @@ func (a *Attempt) Fence(ctx context.Context, deadline time.Time) error {
 		if rest <= 0 {
 			return ErrNotFenced
 		}
+		a.order()
 		a.tries++
 		retry, err := a.lockOnce(ctx, "SHARE ROW EXCLUSIVE", min(try, rest))
 		if err == nil {
@@ -163,7 +165,11 @@ func (a *Attempt) Fence(ctx context.Context, deadline time.Time) error {
 		if !retry {
 			return fmt.Errorf("lock the tables: %w", err)
 		}
-		if err := sleep(ctx, min(jitter(max(lockPause, try)+try/2), max(time.Until(deadline), 0))); err != nil {
+		pause := time.Now().Add(min(jitter(max(lockPause, try)+try/2), max(time.Until(deadline), 0)))
+		if err := a.feelFor(ctx, 2); err != nil {
+			return err
+		}
+		if err := sleep(ctx, max(time.Until(pause), 0)); err != nil {
 			return err
 		}
 		if errors.Is(err, errRelist) {

@@ -26,25 +26,27 @@ type Table struct {
 	Subscribed  bool   // a subscription writes to it
 	fence       string // the fence trigger's tgenabled: "" none, "A" always, "D" disabled, others
 	fenceRow    string
+	depth       int // 1: ordinary tables and roots; partitions below them
 }
 
 // listTables is the part of the catalogue that a fence covers: ordinary and partitioned tables of users. Statement triggers on
 // a root do not fire for direct access to a leaf and vice versa, so both are listed. Members of extensions are the
-// extension's. Views and foreign tables store nothing here. The order, roots before leaves, is the locking order.
+// extension's. Views and foreign tables store nothing here. Roots come before leaves; see Attempt.order.
 const listTables = `
 SELECT c.oid, n.nspname, c.relname, c.relkind = 'p', pg_catalog.pg_has_role(c.relowner, 'USAGE'),
        EXISTS (SELECT FROM pg_catalog.pg_subscription_rel s WHERE s.srrelid = c.oid),
        coalesce((SELECT t.tgenabled::text FROM pg_catalog.pg_trigger t
                  WHERE t.tgrelid = c.oid AND t.tgname = '` + TriggerName + `' AND t.tgfoid = to_regprocedure('rehome.fence()')), ''),
        coalesce((SELECT t.tgenabled::text FROM pg_catalog.pg_trigger t
-                 WHERE t.tgrelid = c.oid AND t.tgname = '` + RowTriggerName + `' AND t.tgfoid = to_regprocedure('rehome.fence()')), '')
+                 WHERE t.tgrelid = c.oid AND t.tgname = '` + RowTriggerName + `' AND t.tgfoid = to_regprocedure('rehome.fence()')), ''),
+       greatest(1, (SELECT count(*) FROM pg_catalog.pg_partition_ancestors(c.oid)))
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't'
   AND n.nspname NOT LIKE 'pg\_%' AND n.nspname NOT IN ('information_schema', 'rehome', 'rehome_control')
   AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')
-ORDER BY (SELECT count(*) FROM pg_catalog.pg_partition_ancestors(c.oid)), c.oid`
+ORDER BY 9, c.oid`
 
-// Tables lists what a fence covers, in locking order. Those that are not Owned cannot be fenced by this role.
+// Tables lists what a fence covers, roots before leaves. Those that are not Owned cannot be fenced by this role.
 func Tables(ctx context.Context, q Querier) ([]Table, error) {
 	rows, err := q.Query(ctx, listTables)
 	if err != nil {
@@ -52,7 +54,7 @@ func Tables(ctx context.Context, q Querier) ([]Table, error) {
 	}
 	out, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (Table, error) {
 		var t Table
-		err := row.Scan(&t.OID, &t.Name.Schema, &t.Name.Name, &t.Partitioned, &t.Owned, &t.Subscribed, &t.fence, &t.fenceRow)
+		err := row.Scan(&t.OID, &t.Name.Schema, &t.Name.Name, &t.Partitioned, &t.Owned, &t.Subscribed, &t.fence, &t.fenceRow, &t.depth)
 		return t, err
 	})
 	if err != nil {
