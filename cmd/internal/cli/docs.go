@@ -48,7 +48,7 @@ func runMan(root *cobra.Command, a *App, dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // man pages are for everybody
 		return fmt.Errorf("make the folder: %w", err)
 	}
-	root.DisableAutoGenTag = true // the same input gives the same pages
+	root.DisableAutoGenTag = true // no line about how the page was made
 	if err := doc.GenManTree(root, &doc.GenManHeader{Title: "REHOME", Section: "1", Source: "rehome " + Version()}, dir); err != nil {
 		return fmt.Errorf("write the man pages: %w", err)
 	}

@@ -125,9 +125,13 @@ func (c *Client) call(ctx context.Context, method, path string, query url.Values
 		}
 		return struct{}{}, err
 	}
+	noted := false
 	_, err := backoff.Retry(ctx, op, backoff.WithBackOff(wait), backoff.WithMaxTries(tries), backoff.WithMaxElapsedTime(retryFor),
-		backoff.WithNotify(func(err error, d time.Duration) {
-			c.note("%s does not answer (%v); trying again in %s", c.base.Host, err, d.Round(10*time.Millisecond))
+		backoff.WithNotify(func(err error, _ time.Duration) {
+			if !noted {
+				c.note("%v; trying again", err)
+			}
+			noted = true
 		}))
 	return final(ctx, err)
 }

@@ -126,7 +126,7 @@ func (c *Client) transportError(err error) error {
 	case errors.As(err, &dns):
 		why = "no such host"
 		if !dns.IsTemporary && !dns.IsTimeout {
-			return backoff.Permanent(tenant.Errorf(tenant.KindUnavailable, "unreachable", hint, "reach %s: %s", c.base.Host, why))
+			return backoff.Permanent(tenant.Errorf(tenant.KindUnavailable, "unreachable", hint, "%s cannot be reached: %s", c.base.Host, why))
 		}
 	case errors.Is(err, syscall.ECONNREFUSED):
 		why, sent = "connection refused", false
@@ -135,5 +135,5 @@ func (c *Client) transportError(err error) error {
 	case errors.Is(err, syscall.ECONNRESET):
 		why = "connection reset"
 	}
-	return &retryable{err: tenant.Errorf(tenant.KindUnavailable, "unreachable", hint, "reach %s: %s", c.base.Host, why), sent: sent}
+	return &retryable{err: tenant.Errorf(tenant.KindUnavailable, "unreachable", hint, "%s cannot be reached: %s", c.base.Host, why), sent: sent}
 }
