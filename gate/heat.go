@@ -69,7 +69,7 @@ func (a *Attempt) feelFor(ctx context.Context, looks int) error {
 // order sorts the tables for the next try: roots before leaves always, and the most held ones first.
 func (a *Attempt) order() {
 	if a.tries >= shuffleFrom && a.tries%2 == 0 {
-		rand.Shuffle(len(a.tables), func(i, j int) { a.tables[i], a.tables[j] = a.tables[j], a.tables[i] })
+		rand.Shuffle(len(a.tables), func(i, j int) { a.tables[i], a.tables[j] = a.tables[j], a.tables[i] }) //nolint:gosec // an order needs no secrecy
 		slices.SortStableFunc(a.tables, func(x, y Table) int { return cmp.Compare(x.depth, y.depth) })
 		return
 	}

@@ -26,8 +26,10 @@ func TestBusyWritersDoNotKeepTheFenceOut(t *testing.T) {
 		conn := connect(t, s.client)
 		g.Go(func() error {
 			for i := 0; ctx.Err() == nil; i++ {
-				for _, sql := range []string{"BEGIN", fmt.Sprintf("UPDATE early SET n = n + 1 WHERE id = %d", 1+(i+w)%3), fmt.Sprintf("UPDATE middle SET n = n + 1 WHERE id = %d", 1+(i+w)%3),
-					"SELECT pg_sleep(0.003)", fmt.Sprintf("UPDATE late SET n = n + 1 WHERE id = %d", 1+(i+w)%3), "COMMIT"} {
+				for _, sql := range []string{
+					"BEGIN", fmt.Sprintf("UPDATE early SET n = n + 1 WHERE id = %d", 1+(i+w)%3), fmt.Sprintf("UPDATE middle SET n = n + 1 WHERE id = %d", 1+(i+w)%3),
+					"SELECT pg_sleep(0.003)", fmt.Sprintf("UPDATE late SET n = n + 1 WHERE id = %d", 1+(i+w)%3), "COMMIT",
+				} {
 					if _, err := conn.Exec(context.Background(), sql); err != nil {
 						return err
 					}
