@@ -24,8 +24,7 @@ func outcomeOf(err error) string {
 	if err == nil {
 		return "ok"
 	}
-	var te *tenant.Error
-	if errors.As(err, &te) {
+	if te, ok := errors.AsType[*tenant.Error](err); ok {
 		switch te.Kind {
 		case tenant.KindInvalid, tenant.KindRefused, tenant.KindUnauthorised, tenant.KindNotFound, tenant.KindConflict:
 			return "refused"

@@ -60,10 +60,14 @@ func (p *principal) sees(database string) bool {
 func (p *principal) unbound() bool { return len(p.databases) == 0 }
 
 var (
-	errNoCredentials = &tenant.Error{Kind: tenant.KindUnauthorised, Code: codeNoCredentials, Message: "the request carries no key",
-		Hint: "send Authorization: Bearer CLIENT_ID:SECRET; rehome connect URL stores a key, REHOME_SECRET is an operator's"}
-	errBadCredentials = &tenant.Error{Kind: tenant.KindUnauthorised, Code: codeBadKey, Message: "the key is unknown, expired or revoked",
-		Hint: "ask the installation's administrator for a new one (rehome authorize EMAIL)"}
+	errNoCredentials = &tenant.Error{
+		Kind: tenant.KindUnauthorised, Code: codeNoCredentials, Message: "the request carries no key",
+		Hint: "send Authorization: Bearer CLIENT_ID:SECRET; rehome connect URL stores a key, REHOME_SECRET is an operator's",
+	}
+	errBadCredentials = &tenant.Error{
+		Kind: tenant.KindUnauthorised, Code: codeBadKey, Message: "the key is unknown, expired or revoked",
+		Hint: "ask the installation's administrator for a new one (rehome authorize EMAIL)",
+	}
 	errTooManyFailures = &tenant.Error{Kind: tenant.KindUnauthorised, Code: codeRateLimited, Message: "too many wrong keys from this address", Hint: "wait a minute"}
 )
 

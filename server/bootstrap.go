@@ -7,7 +7,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"strings"
 	"time"
@@ -42,7 +41,7 @@ func connect(ctx context.Context, cfg config.Config) (*pgxpool.Pool, error) {
 		// The parser's error quotes the connection string.
 		return nil, tenant.Errorf(tenant.KindInvalid, "bad-database-url", "write it as postgres://user:password@host:5432/database", "REHOME_DATABASE_URL is not a connection string of Postgres")
 	}
-	pc.MaxConns = int32(cfg.MaxConnections) //nolint:gosec // validated to be small
+	pc.MaxConns = int32(cfg.MaxConnections)
 	pc.MaxConnIdleTime = maxIdle
 	if pc.ConnConfig.ConnectTimeout == 0 {
 		pc.ConnConfig.ConnectTimeout = connectTimeout
@@ -56,8 +55,10 @@ func connect(ctx context.Context, cfg config.Config) (*pgxpool.Pool, error) {
 	defer cancel()
 	if err := pool.Ping(pingCtx); err != nil {
 		pool.Close()
-		return nil, &tenant.Error{Kind: tenant.KindUnavailable, Code: "control-database-unreachable", Err: err,
-			Message: "the control database at " + cfg.DatabaseURL.String() + " cannot be reached", Hint: "check that it runs, and REHOME_DATABASE_URL"}
+		return nil, &tenant.Error{
+			Kind: tenant.KindUnavailable, Code: "control-database-unreachable", Err: err,
+			Message: "the control database at " + cfg.DatabaseURL.String() + " cannot be reached", Hint: "check that it runs, and REHOME_DATABASE_URL",
+		}
 	}
 	return pool, nil
 }
@@ -69,7 +70,7 @@ func Migrate(ctx context.Context, cfg config.Config) (migrations.Status, error) 
 		return migrations.Status{}, err
 	}
 	defer pool.Close()
-	return migrate(ctx, pool, slog.New(slog.NewTextHandler(io.Discard, nil)))
+	return migrate(ctx, pool, slog.New(slog.DiscardHandler))
 }
 
 func migrate(ctx context.Context, pool *pgxpool.Pool, logger *slog.Logger) (migrations.Status, error) {

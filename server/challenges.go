@@ -28,8 +28,10 @@ func (s *Server) requestChallenge(ctx context.Context, in *challengeInput) (*cha
 		return nil, err
 	}
 	rq := requestOf(ctx)
-	c, err := s.otp.Request(ctx, otp.Request{Action: p.action, Database: p.database, Plan: p.body, PlanText: p.text, Recipient: to,
-		ChannelName: in.Body.Channel, RequestedBy: rq.actor(), Address: rq.address})
+	c, err := s.otp.Request(ctx, otp.Request{
+		Action: p.action, Database: p.database, Plan: p.body, PlanText: p.text, Recipient: to,
+		ChannelName: in.Body.Channel, RequestedBy: rq.actor(), Address: rq.address,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -85,8 +87,10 @@ func (s *Server) challengeStart(ctx context.Context, r api.PlanRequest) (plan, e
 		return plan{}, err
 	}
 	if tenant.Blocks(report.Findings) {
-		return plan{}, &tenant.Error{Kind: tenant.KindRefused, Code: "preflight-refused", Message: "the preflight found what would go wrong: " + blocking(report.Findings),
-			Hint: "apply the remedies, or accept a finding by name (--accept) where that is offered; rehome preflight shows all", Findings: report.Findings}
+		return plan{}, &tenant.Error{
+			Kind: tenant.KindRefused, Code: "preflight-refused", Message: "the preflight found what would go wrong: " + blocking(report.Findings),
+			Hint: "apply the remedies, or accept a finding by name (--accept) where that is offered; rehome preflight shows all", Findings: report.Findings,
+		}
 	}
 	return s.planStart(source, t, r.Options), nil
 }

@@ -96,8 +96,10 @@ func insertClient(ctx context.Context, db execer, r api.ClientRequest, now time.
 		return api.ClientCreated{}, tenant.Errorf(tenant.KindInvalid, "bad-expiry", "name a time that is to come", "the expiry is in the past")
 	}
 	slices.Sort(r.Scopes)
-	c := api.ClientCreated{Secret: rand.Text(), Client: api.Client{ID: "c" + newID(), Email: r.Email, Scopes: slices.Compact(r.Scopes),
-		Databases: orEmpty(r.Databases), CreatedAt: now, ExpiresAt: r.ExpiresAt}}
+	c := api.ClientCreated{Secret: rand.Text(), Client: api.Client{
+		ID: "c" + newID(), Email: r.Email, Scopes: slices.Compact(r.Scopes),
+		Databases: orEmpty(r.Databases), CreatedAt: now, ExpiresAt: r.ExpiresAt,
+	}}
 	sum := sha256.Sum256([]byte(c.Secret))
 	if _, err := db.Exec(ctx, `INSERT INTO rehome_control.api_clients (id, secret_hash, email, scopes, databases, created_at, expires_at) VALUES ($1,$2,$3,$4,$5,$6,$7)`,
 		c.ID, sum[:], c.Email, c.Scopes, c.Databases, now, c.ExpiresAt); err != nil {

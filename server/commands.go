@@ -63,8 +63,10 @@ func observation(kind string) (tenant.ObservationKind, bool) {
 func fits(state tenant.State, kind string) error {
 	if kind == api.CommandVerify {
 		if p := state.Phase; p != tenant.CatchingUp && p != tenant.InSync && p != tenant.RolledBack {
-			return &tenant.Error{Kind: tenant.KindConflict, Code: tenant.ErrTransition.Code, Message: fmt.Sprintf("verify does not fit: the replication is %s", p),
-				Hint: "verification compares while both sides move: wait for in_sync; see replication-progress"}
+			return &tenant.Error{
+				Kind: tenant.KindConflict, Code: tenant.ErrTransition.Code, Message: fmt.Sprintf("verify does not fit: the replication is %s", p),
+				Hint: "verification compares while both sides move: wait for in_sync; see replication-progress",
+			}
 		}
 		return nil
 	}
@@ -124,8 +126,10 @@ func (s *Server) command(ctx context.Context, r api.Replication, kind string, ar
 		if _, err := tx.Exec(ctx, `SELECT pg_notify($1, $2)`, commandsChannel, r.ID); err != nil {
 			return err
 		}
-		_, err = s.events.Append(ctx, tx, progress.Entry{Stream: r.ID, Database: r.Database, Kind: "replication", ID: r.ID, Event: kind + "-requested",
-			Data: map[string]any{"command": id, "by": requestOf(ctx).actor(), "dry_run": args.DryRun}})
+		_, err = s.events.Append(ctx, tx, progress.Entry{
+			Stream: r.ID, Database: r.Database, Kind: "replication", ID: r.ID, Event: kind + "-requested",
+			Data: map[string]any{"command": id, "by": requestOf(ctx).actor(), "dry_run": args.DryRun},
+		})
 		return err
 	})
 	if err != nil {

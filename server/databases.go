@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 
 	"github.com/jackc/pgx/v5"
 
@@ -65,9 +66,11 @@ func (s *Server) linksOf(ctx context.Context) (map[string]links, error) {
 }
 
 func (s *Server) databaseBody(d shard.Database, l links) api.Database {
-	return api.Database{Name: d.Name, URL: s.databaseURL(d.Name), Kind: d.Kind, State: d.State, Owner: d.Owner, RealmKey: d.RealmKey, Upstream: d.Upstream,
+	return api.Database{
+		Name: d.Name, URL: s.databaseURL(d.Name), Kind: d.Kind, State: d.State, Owner: d.Owner, RealmKey: d.RealmKey, Upstream: d.Upstream,
 		Shards: orEmpty(d.Shards), PlacementEpoch: d.PlacementEpoch, Bytes: d.Bytes, RedirectTo: l.redirect, Replication: l.replication,
-		CreatedAt: d.CreatedAt, DeletedAt: d.DeletedAt, PurgeAfter: d.PurgeAfter}
+		CreatedAt: d.CreatedAt, DeletedAt: d.DeletedAt, PurgeAfter: d.PurgeAfter,
+	}
 }
 
 func (s *Server) databaseURL(name string) string {
@@ -235,9 +238,7 @@ func (s *Server) tableKeys(ctx context.Context, database string) (map[string]str
 	for _, t := range o.Reference {
 		keys[t] = ""
 	}
-	for t, k := range o.TableKeys {
-		keys[t] = k
-	}
+	maps.Copy(keys, o.TableKeys)
 	return keys, nil
 }
 
@@ -277,8 +278,10 @@ func (s *Server) statsOf(ctx context.Context, d shard.Database) (redirect.Stats,
 }
 
 func statsBody(st redirect.Stats) api.Stats {
-	out := api.Stats{Database: st.Database, At: st.At, OpenNow: st.OpenNow, ByProtocol: st.ByProtocol, ByVia: st.ByVia, LastMinute: st.LastMinute,
-		LastHour: st.LastHour, LastDay: st.LastDay, Redirected: st.Redirected, LastSeen: st.LastSeen, Clients: []api.Connection{}, Collecting: st.Collecting, Note: st.Note}
+	out := api.Stats{
+		Database: st.Database, At: st.At, OpenNow: st.OpenNow, ByProtocol: st.ByProtocol, ByVia: st.ByVia, LastMinute: st.LastMinute,
+		LastHour: st.LastHour, LastDay: st.LastDay, Redirected: st.Redirected, LastSeen: st.LastSeen, Clients: []api.Connection{}, Collecting: st.Collecting, Note: st.Note,
+	}
 	for _, c := range st.Clients {
 		out.Clients = append(out.Clients, api.Connection(c))
 	}

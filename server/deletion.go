@@ -75,8 +75,10 @@ func (s *Server) checkDelete(ctx context.Context, in api.DeletePlan) (plan, shar
 			names = append(names, f.Code)
 		}
 	}
-	return plan{}, d, &tenant.Error{Kind: tenant.KindRefused, Code: "delete-refused", Message: "database " + d.Name + " is not ready to be deleted: " + strings.Join(names, ", "),
-		Hint: "see the findings; override by name with --force=" + strings.Join(names, ","), Findings: findings}
+	return plan{}, d, &tenant.Error{
+		Kind: tenant.KindRefused, Code: "delete-refused", Message: "database " + d.Name + " is not ready to be deleted: " + strings.Join(names, ", "),
+		Hint: "see the findings; override by name with --force=" + strings.Join(names, ","), Findings: findings,
+	}
 }
 
 func (s *Server) refuseWhileMoving(ctx context.Context, database string) error {
@@ -99,8 +101,10 @@ func (s *Server) checkConnections(ctx context.Context, d shard.Database, _ api.D
 	if st.OpenNow == 0 {
 		return nil, nil
 	}
-	return &tenant.Finding{Code: forceConnections, Message: fmt.Sprintf("%d clients are connected", st.OpenNow),
-		Remedy: "see who they are (rehome stats --db " + s.databaseURL(d.Name) + "), and wait until they have moved"}, nil
+	return &tenant.Finding{
+		Code: forceConnections, Message: fmt.Sprintf("%d clients are connected", st.OpenNow),
+		Remedy: "see who they are (rehome stats --db " + s.databaseURL(d.Name) + "), and wait until they have moved",
+	}, nil
 }
 
 func (s *Server) checkRedirected(ctx context.Context, d shard.Database, _ api.DeletePlan) (*tenant.Finding, error) {
@@ -183,10 +187,51 @@ func (s *Server) deleteDatabase(ctx context.Context, in *deleteInput) (*deleteOu
 	rq := requestOf(ctx)
 	c, err := s.confirmations().Begin(ctx, otp.ConfirmationRequest{Database: d.Name, Recipient: to, By: rq.actor(), Address: rq.address, Text: p.text, Args: map[string]any{"approved_by": grant.ApprovedBy}})
 	if err != nil {
-		return nil, err
+		// Nothing waits for a confirmation, so nothing is being deleted either.
+		return nil, errors.Join(err, s.abandonDelete(ctx, d.Name, d.State))
 	}
 	s.tell(ctx, progress.Entry{Database: d.Name, Kind: "database", ID: d.Name, Event: "deletion-begun", Data: map[string]any{"confirm_before": c.ExpiresAt}})
 	return &deleteOutput{Body: api.DeleteStatus{Database: d.Name, State: shard.Deleting, SentTo: c.SentTo, ConfirmBefore: &c.ExpiresAt}}, nil
+}
+
+// abandonDelete takes a deletion back that nobody confirms: the database is in its former state again.
+func (s *Server) abandonDelete(ctx context.Context, database, former string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), auditTimeout)
+	defer cancel()
+	if former == shard.Deleting {
+		return nil
+	}
+	if _, err := s.catalogue.Undelete(ctx, database); err != nil {
+		return fmt.Errorf("take the deletion of %s back: %w", database, err)
+	}
+	if former != shard.Stopped {
+		return nil
+	}
+	if _, err := s.catalogue.UpdateDatabase(ctx, database, shard.Update{State: &former}); err != nil {
+		return fmt.Errorf("stop %s again: %w", database, err)
+	}
+	return nil
+}
+
+// abandonExpired takes back the deletions whose confirmation nobody gave in time.
+func (s *Server) abandonExpired(ctx context.Context) error {
+	rows, err := s.pool.Query(ctx, `SELECT d.name FROM rehome_control.databases d WHERE d.state = 'deleting'
+		AND NOT EXISTS (SELECT FROM rehome_control.delete_confirmations c WHERE c.database = d.name AND c.expires_at > $1)`, s.cfg.Now())
+	if err != nil {
+		return fmt.Errorf("look for expired deletions: %w", err)
+	}
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return fmt.Errorf("look for expired deletions: %w", err)
+	}
+	for _, name := range names {
+		err := errors.Join(s.abandonDelete(ctx, name, shard.Active), s.confirmations().Cancel(ctx, name))
+		if aerr := s.audit(ctx, auditRow{actor: "server " + s.name, action: "abandon-deletion", object: name, outcome: outcomeOf(err)}); err != nil || aerr != nil {
+			return errors.Join(err, aerr)
+		}
+		s.tell(ctx, progress.Entry{Database: name, Kind: "database", ID: name, Event: "deletion-expired", Data: map[string]any{"name": name}})
+	}
+	return nil
 }
 
 func (s *Server) confirmations() *otp.Confirmations {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
+	"io"
 	"net/http"
 	"net/url"
 	"strings"
@@ -222,6 +223,23 @@ func TestDeletionByCode(t *testing.T) {
 		t.Error("the tombstone stays")
 	}
 
+	// Nobody confirms: the day after it is as if nothing had been asked.
+	m = b.beginDelete(api.DeletePlan{Database: name, Certificate: &cert})
+	if err := b.abandonExpired(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if b.must("GET", path, nil, &d); d.State != "deleting" {
+		t.Errorf("while it can be confirmed: %s", d.State)
+	}
+	b.clock.advance(otp.ConfirmationTTL + time.Minute)
+	b.refused(b.do("POST", path+"/delete/confirm", api.DeleteConfirm{Code: m.Code}, nil), 403, tenant.KindUnauthorised, "code-expired")
+	if err := b.abandonExpired(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if b.must("GET", path, nil, &d); d.State != "active" {
+		t.Errorf("after nobody confirmed: %s", d.State)
+	}
+
 	m = b.beginDelete(api.DeletePlan{Database: name, Certificate: &cert})
 	b.must("POST", path+"/delete/confirm", api.DeleteConfirm{Code: m.Code}, &st)
 	b.clock.advance(b.cfg.DeleteGrace - time.Hour)
@@ -268,7 +286,7 @@ func TestDeletionByLink(t *testing.T) {
 		b.must("GET", "/v1/databases/"+name, nil, &d)
 		return d.State
 	}
-	visit := func(method, path string) (*http.Response, string) {
+	visit := func(method, path string) (int, http.Header, string) {
 		req, err := http.NewRequestWithContext(t.Context(), method, b.url+path, nil)
 		if err != nil {
 			t.Fatal(err)
@@ -278,30 +296,30 @@ func TestDeletionByLink(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer func() { _ = resp.Body.Close() }()
-		buf := new(strings.Builder)
-		if _, err := copyAll(buf, resp); err != nil {
+		body, err := io.ReadAll(resp.Body)
+		if err != nil {
 			t.Fatal(err)
 		}
-		return resp, buf.String()
+		return resp.StatusCode, resp.Header, string(body)
 	}
-	resp, body := visit(http.MethodGet, link.Path)
-	if resp.StatusCode != 200 || !strings.Contains(body, `<form method="post">`) || strings.Contains(body, "src=") || strings.Contains(body, "<script") {
-		t.Errorf("got %d %s", resp.StatusCode, body)
+	status, header, body := visit(http.MethodGet, link.Path)
+	if status != 200 || !strings.Contains(body, `<form method="post">`) || strings.Contains(body, "src=") || strings.Contains(body, "<script") {
+		t.Errorf("got %d %s", status, body)
 	}
-	if csp := resp.Header.Get("Content-Security-Policy"); !strings.Contains(csp, "default-src 'none'") || resp.Header.Get("Referrer-Policy") != "no-referrer" {
+	if csp := header.Get("Content-Security-Policy"); !strings.Contains(csp, "default-src 'none'") || header.Get("Referrer-Policy") != "no-referrer" {
 		t.Errorf("the page's policy is %q", csp)
 	}
 	if state() != "deleting" {
 		t.Fatal("opening the link deleted the database")
 	}
-	if resp, _ := visit(http.MethodPost, "/v1/delete/"+name+"/WRONG"); resp.StatusCode != 404 || state() != "deleting" {
-		t.Fatalf("a wrong link: %d", resp.StatusCode)
+	if status, _, _ := visit(http.MethodPost, "/v1/delete/"+name+"/WRONG"); status != 404 || state() != "deleting" {
+		t.Fatalf("a wrong link: %d", status)
 	}
-	if resp, body := visit(http.MethodPost, link.Path); resp.StatusCode != 200 || state() != "deleted" {
-		t.Fatalf("the button: %d %s", resp.StatusCode, body)
+	if status, _, body := visit(http.MethodPost, link.Path); status != 200 || state() != "deleted" {
+		t.Fatalf("the button: %d %s", status, body)
 	}
-	if resp, _ := visit(http.MethodPost, link.Path); resp.StatusCode != 404 {
-		t.Errorf("the button again: %d", resp.StatusCode)
+	if status, _, _ := visit(http.MethodPost, link.Path); status != 404 {
+		t.Errorf("the button again: %d", status)
 	}
 	token := link.Path[strings.LastIndex(link.Path, "/")+1:]
 	if strings.Contains(b.logs.String(), token) {

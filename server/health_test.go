@@ -30,6 +30,15 @@ func TestProbesAndMetrics(t *testing.T) {
 			t.Errorf("no %s", want)
 		}
 	}
+	b.exec(`INSERT INTO rehome_control.databases (name, kind) VALUES ('mine','sharded')`)
+	b.exec(`INSERT INTO rehome_control.replications (id, database, source_dsn_sealed, source_label, target_url, options, state, phase, slot_name, publication, placement_epoch, progress)
+		VALUES ('abc','mine','','','','{}','{}','in_sync','','',1,'{"lag_bytes":77,"lag_ms":1500,"slot_wal_bytes":9}')`)
+	_, body = b.get("/metrics")
+	for _, want := range []string{`rehome_replication_lag_bytes{database="mine",phase="in_sync",replication="abc"} 77`, `rehome_replication_lag_seconds{database="mine",phase="in_sync",replication="abc"} 1.5`} {
+		if !strings.Contains(body, want) {
+			t.Errorf("no %s", want)
+		}
+	}
 	b.beginDrain()
 	if status, body := b.get("/readyz"); status != 503 || !strings.Contains(body, `"draining":true`) {
 		t.Errorf("while draining: %d %s", status, body)
@@ -58,7 +67,6 @@ func TestWorkerIsRunAndItsFailureEndsTheServer(t *testing.T) {
 	if err := b.stop(); !errors.Is(err, broken) {
 		t.Errorf("got %v", err)
 	}
-	b.Server.drainOnce.Do(func() {})
 	b.failed()
 }
 

@@ -33,10 +33,14 @@ const (
 )
 
 var (
-	errKeyReused = &tenant.Error{Kind: tenant.KindInvalid, Code: "idempotency-key-reused", Message: "this Idempotency-Key was used for another request",
-		Hint: "use a new key for a new request"}
-	errKeyBusy = &tenant.Error{Kind: tenant.KindConflict, Code: "request-in-progress", Message: "the request with this Idempotency-Key is still being worked on",
-		Hint: "ask again in a moment"}
+	errKeyReused = &tenant.Error{
+		Kind: tenant.KindInvalid, Code: "idempotency-key-reused", Message: "this Idempotency-Key was used for another request",
+		Hint: "use a new key for a new request",
+	}
+	errKeyBusy = &tenant.Error{
+		Kind: tenant.KindConflict, Code: "request-in-progress", Message: "the request with this Idempotency-Key is still being worked on",
+		Hint: "ask again in a moment",
+	}
 	errKeyLong = &tenant.Error{Kind: tenant.KindInvalid, Code: "bad-idempotency-key", Message: "the Idempotency-Key is too long", Hint: "use at most 255 characters"}
 )
 

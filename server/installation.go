@@ -33,8 +33,10 @@ func (s *Server) getInstallation(ctx context.Context, _ *struct{}) (*installatio
 	if err := s.pool.QueryRow(ctx, `SELECT admin_email FROM rehome_control.installations`).Scan(&admin); err != nil {
 		return nil, fmt.Errorf("read the installation: %w", err)
 	}
-	out := &installationOutput{Body: api.Installation{ID: s.installation.ID, BaseURL: s.installation.BaseURL, Version: s.cfg.Version,
-		PublicKey: base64.StdEncoding.EncodeToString(s.installation.PublicKey), NATS: s.news.Describe(), NATSUp: s.news.Up()}}
+	out := &installationOutput{Body: api.Installation{
+		ID: s.installation.ID, BaseURL: s.installation.BaseURL, Version: s.cfg.Version,
+		PublicKey: base64.StdEncoding.EncodeToString(s.installation.PublicKey), NATS: s.news.Describe(), NATSUp: s.news.Up(),
+	}}
 	if requestOf(ctx).principal.unbound() {
 		out.Body.AdminEmail = admin
 		ch, err := s.channel(ctx)
@@ -87,8 +89,7 @@ func (s *Server) setEmailChannel(ctx context.Context, in *emailChannelInput) (*e
 		defer cancel()
 		if err := ch.Send(sendCtx, m); err != nil {
 			te := &tenant.Error{Kind: tenant.KindUnavailable, Code: "test-mail-failed", Message: "the test message could not be sent through " + ch.String(), Hint: "check the channel's URL; nothing was changed", Err: err}
-			var known *tenant.Error
-			if errors.As(err, &known) {
+			if known, ok := errors.AsType[*tenant.Error](err); ok {
 				te.Message, te.Hint = known.Message, known.Hint
 			}
 			return nil, te

@@ -54,7 +54,7 @@ func (purgeWorker) Timeout(*river.Job[purgeArgs]) time.Duration { return purgeTi
 
 // Work implements river.Worker.
 func (w purgeWorker) Work(ctx context.Context, _ *river.Job[purgeArgs]) error {
-	return w.s.purgeDue(ctx)
+	return errors.Join(w.s.abandonExpired(ctx), w.s.purgeDue(ctx))
 }
 
 type pruneWorker struct {

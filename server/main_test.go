@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -275,9 +276,9 @@ func (b *bundle) lastMail(kind string) otp.Mail {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	for i := len(mails) - 1; i >= 0; i-- {
-		if mails[i].Kind == kind {
-			return mails[i]
+	for _, m := range slices.Backward(mails) {
+		if m.Kind == kind {
+			return m
 		}
 	}
 	b.t.Fatalf("no mail of kind %s among %d\n%s", kind, len(mails), b.logs)
@@ -342,5 +343,3 @@ func sourceDatabase(t *testing.T) tenant.DSN {
 	}
 	return dsn
 }
-
-func copyAll(w io.Writer, resp *http.Response) (int64, error) { return io.Copy(w, resp.Body) }

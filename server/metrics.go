@@ -23,8 +23,10 @@ func newMetrics(pool *pgxpool.Pool, natsUp func() bool, more ...prometheus.Colle
 	m := &metrics{
 		registry: prometheus.NewRegistry(),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "rehome_api_requests_total", Help: "API requests by method and status."}, []string{"method", "status"}),
-		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "rehome_api_request_seconds", Help: "Duration of API requests by method; streams and long polls included.",
-			Buckets: prometheus.ExponentialBuckets(0.002, 4, 8)}, []string{"method"}),
+		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "rehome_api_request_seconds", Help: "Duration of API requests by method; streams and long polls included.",
+			Buckets: prometheus.ExponentialBuckets(0.002, 4, 8),
+		}, []string{"method"}),
 		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{Name: "rehome_api_requests_in_flight", Help: "API requests being worked on; streams and long polls included."}),
 	}
 	gauge := func(name, help string, f func() float64) prometheus.Collector {

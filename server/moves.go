@@ -66,6 +66,8 @@ func (s *Server) move(ctx context.Context, action string, in *cutoverInput) (*co
 	if err := s.otp.Use(ctx, s.pool, grant); err != nil {
 		return nil, err
 	}
-	return s.command(ctx, r, action, api.CommandArgs{MaxPauseMS: body.MaxPauseMS, NoWayBack: body.NoWayBack, ApprovedBy: grant.ApprovedBy, Grant: grant.ID,
-		Verification: body.Verification, VerificationDigest: body.VerificationDigest, PlacementEpoch: body.PlacementEpoch})
+	return s.command(ctx, r, action, api.CommandArgs{
+		MaxPauseMS: body.MaxPauseMS, NoWayBack: body.NoWayBack, ApprovedBy: grant.ApprovedBy, Grant: grant.ID,
+		Verification: body.Verification, VerificationDigest: body.VerificationDigest, PlacementEpoch: body.PlacementEpoch,
+	})
 }

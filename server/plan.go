@@ -59,8 +59,10 @@ type startPlan struct {
 func (s *Server) planStart(source tenant.DSN, t target, o tenant.ReplicationOptions) plan {
 	sum := sha256.Sum256([]byte(source.Reveal()))
 	o = o.WithDefaults()
-	body := startPlan{Action: actionStart, Source: source.String(), SourceDigest: hex.EncodeToString(sum[:]), Target: t.url, Options: o,
-		Shards: t.placement.Shards(), PlacementEpoch: t.placement.Epoch}
+	body := startPlan{
+		Action: actionStart, Source: source.String(), SourceDigest: hex.EncodeToString(sum[:]), Target: t.url, Options: o,
+		Shards: t.placement.Shards(), PlacementEpoch: t.placement.Epoch,
+	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "Copy everything from %s to %s and keep it in step.\n", body.Source, body.Target)
 	fmt.Fprintf(&b, "Rows are spread by %s over the shards %s (placement epoch %d).\n", o.RealmKey, strings.Join(body.Shards, ", "), body.PlacementEpoch)

@@ -38,8 +38,7 @@ func (p *problem) ContentType(string) string { return "application/problem+json"
 
 // problemOf is the one place where an error becomes what a client reads. What is no tenant.Error is never shown.
 func problemOf(err error, requestID string) *problem {
-	var p *problem
-	if errors.As(err, &p) {
+	if p, ok := errors.AsType[*problem](err); ok {
 		return p
 	}
 	te := known(err)

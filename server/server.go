@@ -144,10 +144,12 @@ func (s *Server) makeParts(ctx context.Context, deps Deps) (err error) {
 	if s.jobs, err = s.newJobs(); err != nil {
 		return err
 	}
-	s.metrics = newMetrics(s.pool, s.news.Up, s.gateway.Collectors()...)
+	s.metrics = newMetrics(s.pool, s.news.Up, append(s.gateway.Collectors(), newReplicationMetrics(s.pool, s.log))...)
 	if deps.NewWorker != nil {
-		s.worker, err = deps.NewWorker(Parts{Pool: s.pool, Seal: s.box, Catalogue: s.catalogue, Log: s.events, Gateway: s.gateway,
-			Installation: s.installation, Server: s.name, Now: s.cfg.Now, Logger: s.log})
+		s.worker, err = deps.NewWorker(Parts{
+			Pool: s.pool, Seal: s.box, Catalogue: s.catalogue, Log: s.events, Gateway: s.gateway,
+			Installation: s.installation, Server: s.name, Now: s.cfg.Now, Logger: s.log,
+		})
 		if err != nil {
 			return fmt.Errorf("make the replications' worker: %w", err)
 		}

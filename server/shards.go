@@ -25,8 +25,10 @@ type namedInput struct {
 }
 
 func shardBody(v shard.Shard) api.Shard {
-	return api.Shard{Name: v.Name, Ordinal: v.Ordinal, Address: v.Address, Weight: v.Weight, Zone: v.Zone, Accepting: v.Accepting, Version: v.Version,
-		Databases: orEmpty(v.Databases), Buckets: v.Buckets, Bytes: v.Bytes, Reachable: v.Reachable, Error: v.Error, CreatedAt: v.CreatedAt}
+	return api.Shard{
+		Name: v.Name, Ordinal: v.Ordinal, Address: v.Address, Weight: v.Weight, Zone: v.Zone, Accepting: v.Accepting, Version: v.Version,
+		Databases: orEmpty(v.Databases), Buckets: v.Buckets, Bytes: v.Bytes, Reachable: v.Reachable, Error: v.Error, CreatedAt: v.CreatedAt,
+	}
 }
 
 // orEmpty makes JSON lists of nothing [] instead of null.

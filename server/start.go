@@ -87,8 +87,10 @@ func (s *Server) startReplication(ctx context.Context, in *startInput) (*replica
 		if _, err := tx.Exec(ctx, `SELECT pg_notify($1, $2)`, replicationsChannel, id); err != nil {
 			return err
 		}
-		_, err = s.events.Append(ctx, tx, progress.Entry{Stream: id, Database: name, Kind: "replication", ID: id, Event: "created",
-			Data: map[string]any{"from": source.String(), "to": t.url, "options": options, "approved_by": grant.ApprovedBy}})
+		_, err = s.events.Append(ctx, tx, progress.Entry{
+			Stream: id, Database: name, Kind: "replication", ID: id, Event: "created",
+			Data: map[string]any{"from": source.String(), "to": t.url, "options": options, "approved_by": grant.ApprovedBy},
+		})
 		return err
 	})
 	if err != nil {

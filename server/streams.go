@@ -35,10 +35,14 @@ type eventsInput struct {
 
 // streams registers the server-sent events.
 func (s *Server) streams(a huma.API) {
-	add(s, a, operation{method: http.MethodGet, path: "/v1/replications/{id}/events", name: "watch-replication", scope: scopeRead,
-		summary: "Server-sent events of a replication: CloudEvents, the id is their sequence"}, s.watchReplication)
-	add(s, a, operation{method: http.MethodGet, path: "/v1/events", name: "watch-events", scope: scopeRead, whole: true,
-		summary: "Server-sent events of the installation: CloudEvents, the id is their place in the log"}, s.watchEvents)
+	add(s, a, operation{
+		method: http.MethodGet, path: "/v1/replications/{id}/events", name: "watch-replication", scope: scopeRead,
+		summary: "Server-sent events of a replication: CloudEvents, the id is their sequence",
+	}, s.watchReplication)
+	add(s, a, operation{
+		method: http.MethodGet, path: "/v1/events", name: "watch-events", scope: scopeRead, whole: true,
+		summary: "Server-sent events of the installation: CloudEvents, the id is their place in the log",
+	}, s.watchEvents)
 }
 
 func cursor(text string) (int64, error) {
