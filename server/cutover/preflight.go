@@ -22,9 +22,13 @@ const (
 	// lagSamples and lagEvery: one good sample under load is luck.
 	lagSamples = 3
 	lagEvery   = 150 * time.Millisecond
-	// maxLagBytes is about what a pause of half a second can drain; maxLagMillis is most of that pause.
+	// lagPatience is how long good samples are waited for.
+	lagPatience = 10 * time.Second
+	// maxLagBytes is about what a pause of half a second can drain; maxLagMillis is most of that pause. A longer maximum
+	// pause allows a larger lag: that share of it, the rest being for the fence and the drain's own work.
 	maxLagBytes  = 16 << 20
-	maxLagMillis = 400
+	maxLagMillis = 400.0
+	lagShare     = 5
 	// longTransaction is when a transaction at the source is worth naming: it can hold the fence up.
 	longTransaction = 2 * time.Second
 	// clientsNamed bounds the finding that lists direct clients.
@@ -119,25 +123,32 @@ func (r *run) checkVerification(ctx context.Context, f *findings) error {
 	return nil
 }
 
-// checkLag demands that the replication is in sync and stays close behind.
+// checkLag demands that the replication is in sync and stays close behind: good samples in a row, for which it waits a
+// little, since a lag that comes and goes is the rule beside busy writers.
 func (r *run) checkLag(ctx context.Context, f *findings) error {
 	if p := r.stream.Progress(); p.Phase != tenant.InSync && p.Phase != tenant.CuttingOver {
 		f.add(tenant.Blocking, "not-in-sync", r.job.Database, "wait until rehome replication-progress says in_sync", "the replication is %s", p.Phase)
 		return nil
 	}
-	for i := range lagSamples {
-		if i > 0 {
-			t := time.NewTimer(lagEvery)
-			select {
-			case <-ctx.Done():
-				t.Stop()
-				return context.Cause(ctx)
-			case <-t.C:
+	most := max(maxLagMillis, float64(r.at.MaxPause.Milliseconds())/lagShare)
+	limit := time.Now().Add(lagPatience)
+	for good := 0; good < lagSamples; {
+		p := r.stream.Progress()
+		good++
+		if p.LagBytes > maxLagBytes || p.LagMillis > most {
+			good = 0
+			if time.Now().After(limit) {
+				f.add(tenant.Blocking, "lag", r.job.Database, "wait for a quieter moment, or allow a longer --max-pause",
+					"the shards are %d bytes or %.0f ms behind the source; at most %d bytes and %.0f ms fit into the pause", p.LagBytes, p.LagMillis, int64(maxLagBytes), most)
+				return nil
 			}
 		}
-		if p := r.stream.Progress(); p.LagBytes > maxLagBytes || p.LagMillis > maxLagMillis {
-			f.add(tenant.Blocking, "lag", r.job.Database, "wait for a quieter moment", "the shards are %d bytes or %.0f ms behind the source; at most %d bytes and %d ms fit into the pause", p.LagBytes, p.LagMillis, int64(maxLagBytes), maxLagMillis)
-			return nil
+		t := time.NewTimer(lagEvery)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return context.Cause(ctx)
+		case <-t.C:
 		}
 	}
 	return nil
