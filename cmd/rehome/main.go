@@ -5,8 +5,9 @@ import (
 	"os"
 
 	"github.com/rehomedb/rehome/cmd/internal/cli"
+	"github.com/rehomedb/rehome/cmd/internal/demo"
 )
 
 func main() {
-	os.Exit(cli.Main()) // commands of other packages, as demo.Command, are given to Main
+	os.Exit(cli.Main(demo.Command))
 }

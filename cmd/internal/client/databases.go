@@ -6,6 +6,7 @@ import (
 	"net/url"
 
 	"github.com/rehomedb/rehome/server/api"
+	"github.com/rehomedb/rehome/tenant"
 )
 
 // Databases lists the databases.
@@ -31,6 +32,11 @@ func (c *Client) AdoptDatabase(ctx context.Context, r api.AdoptRequest) (api.Dat
 // UpdateDatabase changes what is given.
 func (c *Client) UpdateDatabase(ctx context.Context, name string, r api.DatabaseUpdate) (api.Database, error) {
 	return send[api.Database](ctx, c, http.MethodPatch, pathOf("/v1/databases", name), r)
+}
+
+// Placement says which shard each of a database's realms is on.
+func (c *Client) Placement(ctx context.Context, name string) (tenant.Placement, error) {
+	return get[tenant.Placement](ctx, c, pathOf("/v1/databases", name, "placement"), nil)
 }
 
 // Realms lists a database's realms with their sizes.

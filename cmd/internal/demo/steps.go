@@ -1,0 +1,311 @@
+package demo
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rehomedb/rehome/cmd/internal/demo/workload"
+	"github.com/rehomedb/rehome/cmd/internal/output"
+	"github.com/rehomedb/rehome/server/api"
+	"github.com/rehomedb/rehome/tenant"
+)
+
+const (
+	// writesWithin bounds waits for some hundred writes: seconds, also on a busy machine.
+	writesWithin = time.Minute
+	// stepWithin bounds a step that has no data to carry.
+	stepWithin = 3 * time.Minute
+	// dataPerScale is what steps that carry data may take more for each unit of scale.
+	dataPerScale = 30 * time.Second
+	// writesBetween is how many writes are let through between two steps, so that each has something to be wrong about.
+	writesBetween = 100
+	// cutoverTries: an attempt that was taken back (exit code 7) is what a cutover may do on a machine that stalls.
+	cutoverTries = 3
+	exitRefused  = 3
+	exitRestored = 7
+
+	certificateFile = "certificate.json"
+)
+
+// step is one step of the journey.
+type step struct {
+	title  string
+	within time.Duration
+	do     func(context.Context) error
+}
+
+func (d *demo) steps() []step {
+	data := stepWithin + time.Duration(d.opt.scale)*dataPerScale
+	return []step{
+		{fmt.Sprintf("Postgres: a source, and %d shards of one's own", d.opt.shards), data, d.startClusters},
+		{"The hosted service, and the tenant's application", stepWithin, d.startHosted},
+		{"Rehome on one's own machines, with the shards", stepWithin, d.startOwn},
+		{"Clients write, and will not stop", stepWithin, d.startClients},
+		{"Can it be moved?", stepWithin, d.preflight},
+		{"Start the replication, with a code by e-mail", stepWithin, d.startReplication},
+		{"Copy, while clients write", data, d.watchCopy},
+		{"Compare both sides row by row, while both keep moving", data, d.verify},
+		{"Cut over", data, d.cutOver},
+		{"Send the clients of the old address to the new one", stepWithin, d.redirect},
+		{"Watch the old side's connections fall to zero", stepWithin, d.fall},
+		{"Complete", stepWithin, d.complete},
+		{"Delete the old side", stepWithin, d.deleteOld},
+		{"Check everything", data, d.checkAll},
+	}
+}
+
+// plan are the flags that preflight and start-replication share.
+func (d *demo) plan(more ...string) []string {
+	return append([]string{"--from", d.source.DSN(database).Reveal(), "--to", d.newURL()}, more...)
+}
+
+// accepted are the flags that answer the findings: what can be mended, and what is accepted by name.
+func (d *demo) accepted() []string {
+	flags := []string{"--fix-identity"}
+	if d.opt.shards > 1 {
+		for _, c := range workload.ConstraintsWithoutRealm() {
+			flags = append(flags, "--accept", "constraint-without-realm:"+c)
+		}
+	}
+	return flags
+}
+
+func (d *demo) preflight(ctx context.Context) error {
+	first := append([]string{"preflight"}, d.plan()...)
+	want := []int{exitRefused}
+	if d.opt.shards == 1 {
+		want = []int{0} // one shard can enforce everything that the source does
+	}
+	if _, err := d.do(ctx, how{in: d.own, want: want}, first...); err != nil {
+		return err
+	}
+	_, err := d.do(ctx, how{in: d.own}, append([]string{"preflight"}, d.plan(d.accepted()...)...)...)
+	return err
+}
+
+func (d *demo) startReplication(ctx context.Context) error {
+	if _, err := d.approved(ctx, how{in: d.own}, append([]string{"start-replication"}, d.plan(d.accepted()...)...)...); err != nil {
+		return err
+	}
+	all, err := ask[[]api.Replication](ctx, d.own, "replications")
+	if err != nil {
+		return err
+	}
+	if len(all) != 1 {
+		return fmt.Errorf("%d replications are listed, expected one", len(all))
+	}
+	d.replication = all[0]
+	return nil
+}
+
+func (d *demo) watchCopy(ctx context.Context) error {
+	began := time.Now()
+	if _, err := d.do(ctx, how{in: d.own, raw: true}, "replication-progress", "--watch", "--until", string(tenant.InSync)); err != nil {
+		return err
+	}
+	took := time.Since(began)
+	p, err := ask[tenant.Progress](ctx, d.own, "replication-progress")
+	if err != nil {
+		return err
+	}
+	d.rep.Rates.CopyRows, d.rep.Rates.CopyBytes = perSecond(p.RowsDone, took), perSecond(p.BytesDone, took)
+	d.show.note("%s rows, %s copied in %s: %s/s", output.Count(p.RowsDone), output.Bytes(float64(p.BytesDone)), output.Millis(float64(took.Milliseconds())), output.Bytes(d.rep.Rates.CopyBytes))
+	// What must be gone at the end has to be there now, or its absence would prove nothing.
+	left, err := d.leftovers(ctx)
+	if err != nil {
+		return err
+	}
+	for _, kind := range leftoverKinds(d.opt.shards) {
+		if left[kind] == 0 {
+			return fmt.Errorf("the source has no %s of the replication, expected at least one", kind)
+		}
+	}
+	return d.acknowledged(ctx, workload.SideSource, writesBetween)
+}
+
+func (d *demo) verify(ctx context.Context) error {
+	before := d.ledger.Counts().Acknowledged
+	if _, err := d.do(ctx, how{in: d.own}, "verify"); err != nil {
+		return err
+	}
+	during := d.ledger.Counts().Acknowledged - before
+	var err error
+	if d.verified, err = ask[tenant.Verification](ctx, d.own, "verify", "--last"); err != nil {
+		return err
+	}
+	d.rep.Rates.VerifyRows = perSecond(d.verified.Rows, d.verified.FinishedAt.Sub(d.verified.StartedAt))
+	d.show.note("%s writes were acknowledged meanwhile", output.Count(during))
+	return nil
+}
+
+// cutOver asks for the code before the clients' waits are measured: a person's typing is no pause.
+func (d *demo) cutOver(ctx context.Context) error {
+	if err := d.countConnections(ctx); err != nil {
+		return err
+	}
+	if _, err := d.do(ctx, how{in: d.own}, "cutover", "--dry-run"); err != nil {
+		return err
+	}
+	d.pulse()
+	for try := 1; ; try++ {
+		r, err := d.approved(ctx, how{in: d.own, before: d.ledger.ResetGaps, want: []int{0, exitRestored}}, append([]string{"cutover"}, d.plan()...)...)
+		if err != nil {
+			return err
+		}
+		if r.code == 0 {
+			return nil
+		}
+		if try == cutoverTries {
+			return unexpected([]string{"cutover"}, r, 0)
+		}
+		d.show.note("the attempt was taken back, the source takes the writes as before; once more")
+	}
+}
+
+// redirect comes right after the cutover: until then the hosted application refuses its clients' writes.
+func (d *demo) redirect(ctx context.Context) error {
+	if _, err := d.approved(ctx, how{in: d.own, mailbox: d.hosted}, "redirect", "--from", d.oldURL(), "--to", d.newURL()); err != nil {
+		return err
+	}
+	if err := d.acknowledged(ctx, workload.SideShards, 2*writesBetween); err != nil {
+		return err
+	}
+	d.rep.GapDirectMillis, d.rep.GapHTTPMillis = d.ledger.LongestGap(workload.GapDirect).Millis(), d.ledger.LongestGap(workload.GapHTTP).Millis()
+	var err error
+	if d.certificate, err = ask[tenant.Certificate](ctx, d.own, "certificate", "show"); err != nil {
+		return err
+	}
+	d.rep.Certificate, d.rep.PauseMillis = &d.certificate, d.certificate.PauseMillis
+	d.show.note("writes paused for %s; the longest wait of direct clients was %s, of HTTP clients %s", output.Millis(d.rep.PauseMillis),
+		output.Millis(d.rep.GapDirectMillis), output.Millis(d.rep.GapHTTPMillis))
+	d.checks = append(d.checks, d.redirects(ctx, "redirect-temporary", 307))
+	return d.countConnections(ctx)
+}
+
+// fall: hours later, when nobody wants to go back, the redirect becomes permanent. Clients remember that and come no
+// more; then the vendor stops the application, and its sessions at the source end.
+func (d *demo) fall(ctx context.Context) error {
+	if _, err := d.approved(ctx, how{in: d.own, mailbox: d.hosted}, "redirect", "--from", d.oldURL(), "--to", d.newURL(), "--permanent"); err != nil {
+		return err
+	}
+	d.checks = append(d.checks, d.redirects(ctx, "redirect-permanent", 308))
+	stopped := false
+	watch := func(s api.Stats) (done bool) {
+		d.rep.Connections = append(d.rep.Connections, s.OpenNow)
+		d.show.progress("%s %d open, %d of them past the gateway", sparkline(d.rep.Connections, 40), s.OpenNow, s.ByVia["direct"])
+		if !stopped && s.ByVia["gateway"] == 0 {
+			stopped = true
+			d.show.note("nobody comes through the gateway any more; %d sessions of the old application are left, and the vendor stops it", s.ByVia["direct"])
+			d.oldApp.running.stop()
+		}
+		return s.OpenNow == 0
+	}
+	if err := d.watchStats(ctx, watch); err != nil {
+		return err
+	}
+	d.show.note("connections: %s", d.show.p.Paint(output.Cyan, sparkline(d.rep.Connections, 60)))
+	first, last := d.rep.Connections[0], d.rep.Connections[len(d.rep.Connections)-1]
+	d.checks = append(d.checks, Check{
+		Name: "connections-fall-to-zero", OK: first > 0 && last == 0, Figure: int64(last), Unit: "connections left",
+		Detail: fmt.Sprintf("%d were open before the cutover; gateway and the source's own sessions together", first),
+	})
+	return nil
+}
+
+func (d *demo) countConnections(ctx context.Context) error {
+	s, err := ask[api.Stats](ctx, d.own, "stats", "--db", d.oldURL())
+	if err == nil {
+		d.rep.Connections = append(d.rep.Connections, s.OpenNow)
+	}
+	return err
+}
+
+// watchStats is `stats --watch` until there is nothing more to see.
+func (d *demo) watchStats(ctx context.Context, see func(api.Stats) bool) error {
+	args := []string{"stats", "--db", d.oldURL(), "--watch", "--interval", "250ms"}
+	d.show.command(d.own.name, args)
+	errSeen := errors.New("seen")
+	wctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	var bad error
+	lines := lineWriter(func(line []byte) {
+		var s api.Stats
+		if err := json.Unmarshal(line, &s); err != nil {
+			bad = fmt.Errorf("stats: a line is no JSON: %w", err)
+		}
+		if bad != nil || see(s) {
+			stop(errSeen)
+		}
+	})
+	r := d.own.into(wctx, &lines, append(args, "-o", "json")...)
+	d.show.clear()
+	switch {
+	case bad != nil:
+		return bad
+	case errors.Is(context.Cause(wctx), errSeen):
+		return nil
+	case ctx.Err() != nil:
+		return fmt.Errorf("the old side's connections fall to zero: %w; seen: %v", context.Cause(ctx), d.rep.Connections)
+	}
+	return unexpected(args, r, 0)
+}
+
+func (d *demo) complete(ctx context.Context) error {
+	if _, err := d.do(ctx, how{in: d.own}, "complete", "--yes"); err != nil {
+		return err
+	}
+	d.show.note("slot, publication and helpers are gone from the source; its fence stays")
+	return d.acknowledged(ctx, workload.SideShards, writesBetween)
+}
+
+func (d *demo) deleteOld(ctx context.Context) error {
+	d.show.command(d.own.name, []string{"certificate", "show", "-o", "json", ">", certificateFile})
+	r := d.own.quietly(ctx, d.own.person, "certificate", "show", "-o", "json")
+	if r.code != 0 {
+		return unexpected([]string{"certificate", "show"}, r, 0)
+	}
+	if err := writeFile(d.own.dir, certificateFile, r.stdout); err != nil {
+		return err
+	}
+	del := []string{"delete-db", d.oldURL()}
+	if _, err := d.do(ctx, how{in: d.own, want: []int{exitRefused}}, append(slices.Clone(del), "--request-otp")...); err != nil {
+		return fmt.Errorf("without a certificate it must be refused: %w", err)
+	}
+	if _, err := d.approved(ctx, how{in: d.own, mailbox: d.hosted}, append(slices.Clone(del), "--certificate", certificateFile)...); err != nil {
+		return err
+	}
+	mail, err := d.hosted.letter(ctx, "the confirmation", isConfirmation)
+	if err != nil {
+		return err
+	}
+	d.mailRead(mail)
+	if _, err := d.do(ctx, how{in: d.own}, append(slices.Clone(del), "--confirm", mail.Code)...); err != nil {
+		return err
+	}
+	return d.acknowledged(ctx, workload.SideShards, writesBetween)
+}
+
+// lineWriter calls a function with each whole line.
+type lines struct {
+	rest string
+	fn   func([]byte)
+}
+
+func lineWriter(fn func([]byte)) lines { return lines{fn: fn} }
+
+func (l *lines) Write(b []byte) (int, error) {
+	l.rest += string(b)
+	for {
+		line, rest, ok := strings.Cut(l.rest, "\n")
+		if !ok {
+			return len(b), nil
+		}
+		l.rest = rest
+		l.fn([]byte(line))
+	}
+}
