@@ -277,7 +277,8 @@ func TestRefusals(t *testing.T) {
 	shards := []*pgcluster.Cluster{pgcluster.StartT(t, pgcluster.Options{}), pgcluster.StartT(t, pgcluster.Options{})}
 	inst.addShards(shards...)
 	inst.must("create", "acme", "--owner", "owner@example.com")
-	for name, make := range refusals(t) {
+	cases := refusals(t)
+	for name, make := range cases {
 		t.Run(name, func(t *testing.T) { checkRefusal(t, inst.in(t), make(t)) })
 	}
 	t.Run("a good source is let through", func(t *testing.T) {
@@ -303,6 +304,16 @@ func TestRefusals(t *testing.T) {
 		}
 	})
 
+	audit := mustJSON[[]api.AuditEntry](inst, "audit", "-n", "1000")
+	refused := 0
+	for _, e := range audit {
+		if e.Action == "request-challenge" && e.Outcome == "refused" && strings.Contains(string(e.Detail), "preflight-refused") {
+			refused++
+		}
+	}
+	if want := 2 * (len(cases) + 1); refused != want {
+		t.Errorf("the audit log has %d refused requests for a code, want %d", refused, want)
+	}
 	control := open(t, inst.control)
 	if n := scalar[int](t, control, `SELECT (SELECT count(*) FROM rehome_control.challenges) + (SELECT count(*) FROM rehome_control.replications)`); n != 0 {
 		t.Errorf("%d challenges or replications were made of what was refused", n)
