@@ -61,6 +61,14 @@ fmt: ## Format all Go files
 demo: setup build ## The whole journey on this machine, in temporary clusters, under load
 	bin/rehome demo $(ARGS)
 
+.PHONY: pgbench
+pgbench: setup ## Move pgbench's database (scale 20) to 3 shards while 8 clients write at full speed
+	REHOME_PGBENCH_SCALE=20 REHOME_PGBENCH_SECONDS=600 go test -count=1 -v -timeout 20m -run '^TestPgbench$$' ./internal/e2e
+
+.PHONY: memory
+memory: setup ## Copy 5 GB and apply one transaction of 1M rows; the server's memory stays below 300 MB
+	REHOME_MEMORY_MB=5000 REHOME_MEMORY_ROWS=1000000 go test -count=1 -v -timeout 40m -run '^TestMemory$$' ./internal/e2e
+
 .PHONY: bench
 bench: setup ## Run the micro-benchmarks; keeps the former result and compares with it
 	@mkdir -p $(dir $(BENCH_OUT))

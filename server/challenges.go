@@ -78,11 +78,14 @@ func (s *Server) challengePlan(ctx context.Context, r api.ChallengeRequest) (pla
 }
 
 func (s *Server) challengeStart(ctx context.Context, r api.PlanRequest) (plan, error) {
-	source, t, err := s.checkStart(ctx, r)
+	source, t, options, err := s.startOf(ctx, r)
 	if err != nil {
 		return plan{}, err
 	}
-	report, err := s.check(ctx, source, t, r.Options)
+	if err := s.onlyOne(ctx, t); err != nil {
+		return plan{}, err
+	}
+	report, err := s.check(ctx, source, t, options)
 	if err != nil {
 		return plan{}, err
 	}
@@ -92,7 +95,7 @@ func (s *Server) challengeStart(ctx context.Context, r api.PlanRequest) (plan, e
 			Hint: "apply the remedies, or accept a finding by name (--accept) where that is offered; rehome preflight shows all", Findings: report.Findings,
 		}
 	}
-	return s.planStart(source, t, r.Options), nil
+	return s.planStart(source, t, options), nil
 }
 
 // blocking names what refuses.

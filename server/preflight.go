@@ -112,15 +112,11 @@ func (s *Server) check(ctx context.Context, source tenant.DSN, t target, o tenan
 }
 
 func (s *Server) preflight(ctx context.Context, in *preflightInput) (*preflightOutput, error) {
-	source, err := checkSource(in.Body.From)
+	source, t, options, err := s.startOf(ctx, in.Body)
 	if err != nil {
 		return nil, err
 	}
-	t, err := s.targetOf(ctx, in.Body.To)
-	if err != nil {
-		return nil, err
-	}
-	r, err := s.check(ctx, source, t, in.Body.Options)
+	r, err := s.check(ctx, source, t, options)
 	if err != nil {
 		return nil, err
 	}

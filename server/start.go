@@ -21,25 +21,38 @@ const uniqueViolation = "23505" // Postgres manual, appendix A
 
 type startInput struct{ Body api.StartRequest }
 
-// checkStart refuses what cannot be started, before anybody is asked.
-func (s *Server) checkStart(ctx context.Context, r api.PlanRequest) (tenant.DSN, target, error) {
+// startOf finds both ends of what is asked for, and fills in what was left out: the realm key is the database's.
+func (s *Server) startOf(ctx context.Context, r api.PlanRequest) (tenant.DSN, target, tenant.ReplicationOptions, error) {
 	source, err := checkSource(r.From)
 	if err != nil {
-		return "", target{}, err
+		return "", target{}, r.Options, err
 	}
 	t, err := s.targetOf(ctx, r.To)
 	if err != nil {
-		return "", t, err
+		return "", t, r.Options, err
 	}
+	return source, t, t.options(r.Options), nil
+}
+
+// options fills in what was left out.
+func (t target) options(o tenant.ReplicationOptions) tenant.ReplicationOptions {
+	if o.RealmKey == "" {
+		o.RealmKey = t.database.RealmKey
+	}
+	return o.WithDefaults()
+}
+
+// onlyOne refuses a second replication of a database.
+func (s *Server) onlyOne(ctx context.Context, t target) error {
 	var id, phase string
-	err = s.pool.QueryRow(ctx, `SELECT id, phase FROM rehome_control.replications WHERE database = $1 AND phase NOT IN ('completed','cancelled')`, t.database.Name).Scan(&id, &phase)
+	err := s.pool.QueryRow(ctx, `SELECT id, phase FROM rehome_control.replications WHERE database = $1 AND phase NOT IN ('completed','cancelled')`, t.database.Name).Scan(&id, &phase)
 	if err == nil {
-		return "", t, alreadyReplicating(t.database.Name, id, phase)
+		return alreadyReplicating(t.database.Name, id, phase)
 	}
 	if !errors.Is(err, pgx.ErrNoRows) {
-		return "", t, fmt.Errorf("look for other replications: %w", err)
+		return fmt.Errorf("look for other replications: %w", err)
 	}
-	return source, t, nil
+	return nil
 }
 
 func alreadyReplicating(database, id, phase string) error {
@@ -48,20 +61,23 @@ func alreadyReplicating(database, id, phase string) error {
 
 // startReplication records the replication; a worker takes it from there.
 func (s *Server) startReplication(ctx context.Context, in *startInput) (*replicationOutput, error) {
-	source, t, err := s.checkStart(ctx, in.Body.PlanRequest)
+	source, t, options, err := s.startOf(ctx, in.Body.PlanRequest)
 	if err != nil {
 		return nil, err
 	}
 	name := t.database.Name
-	p := s.planStart(source, t, in.Body.Options)
+	p := s.planStart(source, t, options)
 	note(ctx, "source", source.String())
 	grant, err := s.approve(ctx, p, in.Body.Approval)
 	if err != nil {
 		return nil, err
 	}
+	// Only now: whoever replays a code learns that it is used, not what else is going on.
+	if err := s.onlyOne(ctx, t); err != nil {
+		return nil, err
+	}
 	id := newID()
 	note(ctx, "replication", id)
-	options := in.Body.Options.WithDefaults()
 	now := s.cfg.Now()
 	state := tenant.State{Phase: tenant.Created}
 	encodedState, err := json.Marshal(state)

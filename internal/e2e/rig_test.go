@@ -55,7 +55,13 @@ func TestMain(m *testing.M) {
 
 var clusterSettings = map[string]string{"max_connections": "300", "max_replication_slots": "40", "max_wal_senders": "40"}
 
-const patience = 3 * time.Minute
+// patience bounds every wait; the large runs (make memory, make pgbench) have more.
+var patience = func() time.Duration {
+	if os.Getenv("REHOME_MEMORY_MB")+os.Getenv("REHOME_PGBENCH_SCALE") != "" {
+		return 30 * time.Minute
+	}
+	return 3 * time.Minute
+}()
 
 // installation is one server process with its control database, mailbox and working directory.
 type installation struct {
