@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
 
 # Schemas are carried by pg_dump and pg_restore, which must be at least as new as the servers they read. Debian's trixie
-# has version 17; for newer servers build with another suite, or add the packages of apt.postgresql.org.
+# has version 17; for newer servers build with another suite (DEBIAN=sid-slim).
 ARG DEBIAN=trixie-slim
 
 FROM golang:1.26 AS build
