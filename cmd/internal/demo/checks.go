@@ -49,8 +49,8 @@ func (d *demo) checkAll(ctx context.Context) error {
 	d.show.progress("comparing the shards with what the clients were told")
 	d.rep.Checks = append(d.rep.Checks, workload.Check(ctx, d.ledger, d.placement, d.shardPools, source)...)
 	d.rep.Checks = append(d.rep.Checks, d.checks...)
-	d.rep.Checks = append(d.rep.Checks, clientsCheck(report), socketsCheck(report.Sockets, d.newURL()), pauseCheck(d.certificate.PauseMillis))
-	for _, check := range []func(context.Context) Check{d.spread, d.verification, d.cleaned, d.fence(source), d.signed(source), d.tombstone, d.deletedSoftly(source), d.discreet} {
+	d.rep.Checks = append(d.rep.Checks, clientsCheck(report), socketsCheck(report.Sockets, d.newURL()), pauseCheck(d.certificate.PauseMillis), verificationCheck(d.verified, d.rep.Rows))
+	for _, check := range []func(context.Context) Check{d.spread, d.cleaned, d.fence(source), d.signed(source), d.tombstone, d.deletedSoftly(source), d.discreet} {
 		d.rep.Checks = append(d.rep.Checks, check(ctx))
 	}
 	d.show.clear()
@@ -95,6 +95,19 @@ func pauseCheck(ms float64) Check {
 	}
 }
 
+// connectionsCheck: there were clients on the old side, and in the end there are none.
+func connectionsCheck(figures []int) Check {
+	c := Check{Name: "connections-fall-to-zero", Unit: "connections left"}
+	if len(figures) == 0 {
+		c.Detail = "they were never counted"
+		return c
+	}
+	first, last := figures[0], figures[len(figures)-1]
+	c.OK, c.Figure = first > 0 && last == 0, int64(last)
+	c.Detail = fmt.Sprintf("%d were open before the cutover; gateway and the source's own sessions together", first)
+	return c
+}
+
 // spread: every shard holds realms, or the move would not show that they are spread.
 func (d *demo) spread(ctx context.Context) Check {
 	c := Check{Name: "every-shard-holds-realms", OK: true, Unit: "realms"}
@@ -113,11 +126,10 @@ func (d *demo) spread(ctx context.Context) Check {
 	return c
 }
 
-// verification: it was clean, and looked at everything that there was.
-func (d *demo) verification(context.Context) Check {
-	v := d.verified
+// verificationCheck: it was clean, and looked at everything that there was.
+func verificationCheck(v tenant.Verification, atLeast int64) Check {
 	return Check{
-		Name: "verification-clean", OK: v.Clean && v.Error == "" && v.Rows >= d.rep.Rows && v.Digest != "", Figure: v.Rows, Unit: "rows",
+		Name: "verification-clean", OK: v.Clean && v.Error == "" && v.Rows >= atLeast && v.Digest != "", Figure: v.Rows, Unit: "rows",
 		Detail: fmt.Sprintf("both sides compared at %s while clients wrote; digest %.12s", v.LSN, v.Digest),
 	}
 }

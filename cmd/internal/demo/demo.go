@@ -50,6 +50,7 @@ type demo struct {
 	ledger         *workload.Ledger
 	writers        *workload.Writers
 	writing        *service
+	curve          *curve    // of the old side's connections
 	since          time.Time // writers write
 
 	replication api.Replication

@@ -41,13 +41,14 @@ func (s *show) note(format string, args ...any) {
 	s.p.Textf("%s%s", indent, fmt.Sprintf(format, args...))
 }
 
-// command prints a command line as a person types it.
-func (s *show) command(where string, args []string) {
+// command prints a command line as a person types it; shell is what only the shell reads.
+func (s *show) command(where string, args []string, shell ...string) {
 	s.clear()
-	words := make([]string, len(args))
-	for i, a := range args {
-		words[i] = quoted(a)
+	words := make([]string, 0, len(args)+len(shell))
+	for _, a := range args {
+		words = append(words, quoted(a))
 	}
+	words = append(words, shell...)
 	s.p.Textf("%s%s %s", indent, s.p.Paint(output.Faint, where+" $"), s.p.Paint(output.Bold, "rehome "+strings.Join(words, " ")))
 }
 

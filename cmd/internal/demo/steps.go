@@ -2,8 +2,6 @@ package demo
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -64,9 +62,13 @@ func (d *demo) plan(more ...string) []string {
 	return append([]string{"--from", d.source.DSN(database).Reveal(), "--to", d.newURL()}, more...)
 }
 
-// accepted are the flags that answer the findings: what can be mended, and what is accepted by name.
+// accepted are the flags that answer the findings: what has no realms, what can be mended, what is accepted by name.
 func (d *demo) accepted() []string {
-	flags := []string{"--fix-identity"}
+	var reference []string
+	for _, t := range workload.ReferenceTables() {
+		reference = append(reference, t.String())
+	}
+	flags := []string{"--reference", strings.Join(reference, ","), "--fix-identity"}
 	if d.opt.shards > 1 {
 		for _, c := range workload.ConstraintsWithoutRealm() {
 			flags = append(flags, "--accept", "constraint-without-realm:"+c)
@@ -77,11 +79,7 @@ func (d *demo) accepted() []string {
 
 func (d *demo) preflight(ctx context.Context) error {
 	first := append([]string{"preflight"}, d.plan()...)
-	want := []int{exitRefused}
-	if d.opt.shards == 1 {
-		want = []int{0} // one shard can enforce everything that the source does
-	}
-	if _, err := d.do(ctx, how{in: d.own, want: want}, first...); err != nil {
+	if _, err := d.do(ctx, how{in: d.own, want: []int{exitRefused}}, first...); err != nil {
 		return err
 	}
 	_, err := d.do(ctx, how{in: d.own}, append([]string{"preflight"}, d.plan(d.accepted()...)...)...)
@@ -145,9 +143,7 @@ func (d *demo) verify(ctx context.Context) error {
 
 // cutOver asks for the code before the clients' waits are measured: a person's typing is no pause.
 func (d *demo) cutOver(ctx context.Context) error {
-	if err := d.countConnections(ctx); err != nil {
-		return err
-	}
+	d.watchConnections()
 	if _, err := d.do(ctx, how{in: d.own}, "cutover", "--dry-run"); err != nil {
 		return err
 	}
@@ -184,7 +180,7 @@ func (d *demo) redirect(ctx context.Context) error {
 	d.show.note("writes paused for %s; the longest wait of direct clients was %s, of HTTP clients %s", output.Millis(d.rep.PauseMillis),
 		output.Millis(d.rep.GapDirectMillis), output.Millis(d.rep.GapHTTPMillis))
 	d.checks = append(d.checks, d.redirects(ctx, "redirect-temporary", 307))
-	return d.countConnections(ctx)
+	return nil
 }
 
 // fall: hours later, when nobody wants to go back, the redirect becomes permanent. Clients remember that and come no
@@ -194,65 +190,25 @@ func (d *demo) fall(ctx context.Context) error {
 		return err
 	}
 	d.checks = append(d.checks, d.redirects(ctx, "redirect-permanent", 308))
-	stopped := false
-	watch := func(s api.Stats) (done bool) {
-		d.rep.Connections = append(d.rep.Connections, s.OpenNow)
-		d.show.progress("%s %d open, %d of them past the gateway", sparkline(d.rep.Connections, 40), s.OpenNow, s.ByVia["direct"])
-		if !stopped && s.ByVia["gateway"] == 0 {
-			stopped = true
-			d.show.note("nobody comes through the gateway any more; %d sessions of the old application are left, and the vendor stops it", s.ByVia["direct"])
-			d.oldApp.running.stop()
-		}
-		return s.OpenNow == 0
-	}
-	if err := d.watchStats(ctx, watch); err != nil {
+	d.show.command(d.own.name, d.curve.args)
+	err := d.curve.until(ctx, "nobody comes through the old side's gateway", d.draw, func(s api.Stats) bool { return s.ByVia["gateway"] == 0 })
+	if err != nil {
 		return err
 	}
-	d.show.note("connections: %s", d.show.p.Paint(output.Cyan, sparkline(d.rep.Connections, 60)))
-	first, last := d.rep.Connections[0], d.rep.Connections[len(d.rep.Connections)-1]
-	d.checks = append(d.checks, Check{
-		Name: "connections-fall-to-zero", OK: first > 0 && last == 0, Figure: int64(last), Unit: "connections left",
-		Detail: fmt.Sprintf("%d were open before the cutover; gateway and the source's own sessions together", first),
-	})
+	d.show.note("nobody comes through the gateway any more; the vendor stops the old application, which has %d sessions", d.curve.last().ByVia["direct"])
+	d.oldApp.running.stop()
+	if err := d.curve.until(ctx, "nobody is connected to the old side", d.draw, func(s api.Stats) bool { return s.OpenNow == 0 }); err != nil {
+		return err
+	}
+	d.curve.stop()
+	d.rep.Connections = d.curve.figures()
+	d.show.note("connections: %s", d.show.p.Paint(output.Cyan, sparkline(d.rep.Connections, curveWidth)))
+	d.checks = append(d.checks, connectionsCheck(d.rep.Connections))
 	return nil
 }
 
-func (d *demo) countConnections(ctx context.Context) error {
-	s, err := ask[api.Stats](ctx, d.own, "stats", "--db", d.oldURL())
-	if err == nil {
-		d.rep.Connections = append(d.rep.Connections, s.OpenNow)
-	}
-	return err
-}
-
-// watchStats is `stats --watch` until there is nothing more to see.
-func (d *demo) watchStats(ctx context.Context, see func(api.Stats) bool) error {
-	args := []string{"stats", "--db", d.oldURL(), "--watch", "--interval", "250ms"}
-	d.show.command(d.own.name, args)
-	errSeen := errors.New("seen")
-	wctx, stop := context.WithCancelCause(ctx)
-	defer stop(nil)
-	var bad error
-	lines := lineWriter(func(line []byte) {
-		var s api.Stats
-		if err := json.Unmarshal(line, &s); err != nil {
-			bad = fmt.Errorf("stats: a line is no JSON: %w", err)
-		}
-		if bad != nil || see(s) {
-			stop(errSeen)
-		}
-	})
-	r := d.own.into(wctx, &lines, append(args, "-o", "json")...)
-	d.show.clear()
-	switch {
-	case bad != nil:
-		return bad
-	case errors.Is(context.Cause(wctx), errSeen):
-		return nil
-	case ctx.Err() != nil:
-		return fmt.Errorf("the old side's connections fall to zero: %w; seen: %v", context.Cause(ctx), d.rep.Connections)
-	}
-	return unexpected(args, r, 0)
+func (d *demo) draw(s api.Stats) {
+	d.show.progress("%s %d open, %d of them past the gateway", sparkline(d.curve.figures(), curveWidth), s.OpenNow, s.ByVia["direct"])
 }
 
 func (d *demo) complete(ctx context.Context) error {
@@ -264,7 +220,7 @@ func (d *demo) complete(ctx context.Context) error {
 }
 
 func (d *demo) deleteOld(ctx context.Context) error {
-	d.show.command(d.own.name, []string{"certificate", "show", "-o", "json", ">", certificateFile})
+	d.show.command(d.own.name, []string{"certificate", "show", "-o", "json"}, ">", certificateFile)
 	r := d.own.quietly(ctx, d.own.person, "certificate", "show", "-o", "json")
 	if r.code != 0 {
 		return unexpected([]string{"certificate", "show"}, r, 0)
@@ -288,24 +244,4 @@ func (d *demo) deleteOld(ctx context.Context) error {
 		return err
 	}
 	return d.acknowledged(ctx, workload.SideShards, writesBetween)
-}
-
-// lineWriter calls a function with each whole line.
-type lines struct {
-	rest string
-	fn   func([]byte)
-}
-
-func lineWriter(fn func([]byte)) lines { return lines{fn: fn} }
-
-func (l *lines) Write(b []byte) (int, error) {
-	l.rest += string(b)
-	for {
-		line, rest, ok := strings.Cut(l.rest, "\n")
-		if !ok {
-			return len(b), nil
-		}
-		l.rest = rest
-		l.fn([]byte(line))
-	}
 }
