@@ -212,7 +212,8 @@ func replayedCode(t *testing.T, r *otpRig) {
 	args := moveArgs("start-replication", r.src.Reveal(), to)
 	id, code := r.ask(args...)
 	r.must(with(args, id, code)...)
-	r.must("cancel-replication", "--db", to, "--yes") // so that nothing else stands in the way of the second time
+	r.denied("code-used", id, code, args)
+	r.must("cancel-replication", "--db", to, "--yes") // now nothing else stands in the way of a second time
 	r.denied("code-used", id, code, args)
 	r.denied("code-used", id, wrongCode(code), args)
 	if n := len(r.replications(to)); n != 1 {
