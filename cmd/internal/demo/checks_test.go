@@ -34,7 +34,7 @@ func TestChecksCanFail(t *testing.T) {
 	verified := func(change func(*tenant.Verification)) Check {
 		v := tenant.Verification{Clean: true, Rows: 10, Digest: "abc"}
 		change(&v)
-		return verificationCheck(v, 10)
+		return verificationCheck(v, 10, 1)
 	}
 	cases := []struct {
 		name string
@@ -60,6 +60,7 @@ func TestChecksCanFail(t *testing.T) {
 		{"verification", verified(func(*tenant.Verification) {}), true},
 		{"differences", verified(func(v *tenant.Verification) { v.Clean = false }), false},
 		{"too few rows", verified(func(v *tenant.Verification) { v.Rows = 9 }), false},
+		{"nobody wrote", verificationCheck(tenant.Verification{Clean: true, Rows: 10, Digest: "abc"}, 10, 0), false},
 		{"unfinished", verified(func(v *tenant.Verification) { v.Error = "cut off" }), false},
 	}
 	for _, c := range cases {

@@ -62,6 +62,9 @@ func runCommand(ctx context.Context, a *cli.App, o options) error {
 		return a.Print.Answer(rep, func() { d.show.summary(rep) })
 	})
 	switch {
+	case interrupted(ctx, err):
+		a.Print.Notef("interrupted; clusters and files of the demo are gone")
+		return err
 	case err != nil:
 		return err
 	case !rep.OK:

@@ -56,6 +56,7 @@ type demo struct {
 	replication api.Replication
 	certificate tenant.Certificate
 	verified    tenant.Verification
+	during      int64   // writes that were acknowledged while it compared
 	checks      []Check // of what can be seen during the journey only
 	step        int
 	title       string

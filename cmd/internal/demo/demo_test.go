@@ -100,7 +100,7 @@ func TestDemoNoticesFaults(t *testing.T) {
 		_, werr := log.WriteString("the code is " + mails[i].Code + "\n")
 		d.certificate.GateEpoch += 2
 		return errors.Join(werr, log.Close(),
-			execute(ctx, d.shards[0].DSN(database).Reveal(), `DELETE FROM events WHERE id = (SELECT id FROM events WHERE payload @> '{"from": "writer"}' LIMIT 1)`),
+			execute(ctx, d.shards[0].DSN(database).Reveal(), `DELETE FROM events WHERE id = (SELECT id FROM ledger.transfers WHERE tags = '{writer}' ORDER BY id LIMIT 1)`),
 			execute(ctx, d.shards[0].DSN(database).Reveal(), `UPDATE ledger.accounts SET balance = balance + 1 WHERE realm_id = 'rlm-0001' AND id = 1`),
 			execute(ctx, d.source.DSN(database).Reveal(), `CREATE PUBLICATION rehome_left`),
 			execute(ctx, d.source.DSN(database).Reveal(), `ALTER TABLE public.plans DISABLE TRIGGER ALL`),

@@ -101,7 +101,7 @@ func (i *installation) ready(ctx context.Context) error {
 		}
 		resp, err := i.http.Do(req)
 		if err != nil {
-			return false, nil //nolint:nilerr // not yet
+			return false, nil // not yet
 		}
 		defer resp.Body.Close()
 		return resp.StatusCode == http.StatusOK, nil
@@ -149,15 +149,16 @@ func unexpected(args []string, r result, want int) error {
 
 // shown is a command line without its secrets: passwords of connection strings and codes.
 func shown(args []string) []string {
-	out := make([]string, len(args))
+	out, flag := make([]string, len(args)), ""
 	for i, a := range args {
+		out[i] = a
 		switch {
 		case strings.HasPrefix(a, "postgres://"), strings.HasPrefix(a, "postgresql://"):
-			a = tenant.DSN(a).String()
-		case i > 0 && (args[i-1] == "--otp" || args[i-1] == "--confirm"):
-			a = "••••••"
+			out[i] = tenant.DSN(a).String()
+		case flag == "--otp" || flag == "--confirm":
+			out[i] = "••••••"
 		}
-		out[i] = a
+		flag = a
 	}
 	return out
 }

@@ -15,6 +15,9 @@ const (
 	indent = "   "
 	// ticks draw a figure between nothing and the largest.
 	ticks = "▁▂▃▄▅▆▇█"
+	// The table of checks is as wide as the terminal, as far as that goes; without one its details are cut here.
+	detailMost, detailLeast = 100, 30
+	beforeDetail            = 84
 )
 
 // show prints what the demo does.
@@ -109,13 +112,16 @@ func (s *show) summary(r *Report) {
 	if r.Failed != nil && len(r.Checks) == 0 {
 		return
 	}
-	rows := make([][]string, len(r.Checks))
+	rows, room := make([][]string, len(r.Checks)), detailMost
+	if s.live && s.width > 0 {
+		room = max(s.width-beforeDetail, detailLeast)
+	}
 	for i, c := range r.Checks {
 		mark := s.answer.Paint(output.Green, "ok")
 		if !c.OK {
 			mark = s.answer.Paint(output.Red, "FAILED")
 		}
-		rows[i] = []string{mark, c.Name, output.Count(c.Figure), c.Unit, shorten(output.Clean(c.Detail), 100)}
+		rows[i] = []string{mark, c.Name, output.Count(c.Figure), c.Unit, shorten(output.Clean(c.Detail), room)}
 	}
 	s.answer.Textf("")
 	s.answer.Table([]string{"", "check", ">figure", "of", "detail"}, rows)

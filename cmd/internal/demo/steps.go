@@ -40,7 +40,7 @@ type step struct {
 func (d *demo) steps() []step {
 	data := stepWithin + time.Duration(d.opt.scale)*dataPerScale
 	return []step{
-		{fmt.Sprintf("Postgres: a source, and %d shards of one's own", d.opt.shards), data, d.startClusters},
+		{"Postgres: a source, and shards of one's own", data, d.startClusters},
 		{"The hosted service, and the tenant's application", stepWithin, d.startHosted},
 		{"Rehome on one's own machines, with the shards", stepWithin, d.startOwn},
 		{"Clients write, and will not stop", stepWithin, d.startClients},
@@ -131,13 +131,13 @@ func (d *demo) verify(ctx context.Context) error {
 	if _, err := d.do(ctx, how{in: d.own}, "verify"); err != nil {
 		return err
 	}
-	during := d.ledger.Counts().Acknowledged - before
+	d.during = d.ledger.Counts().Acknowledged - before
 	var err error
 	if d.verified, err = ask[tenant.Verification](ctx, d.own, "verify", "--last"); err != nil {
 		return err
 	}
 	d.rep.Rates.VerifyRows = perSecond(d.verified.Rows, d.verified.FinishedAt.Sub(d.verified.StartedAt))
-	d.show.note("%s writes were acknowledged meanwhile", output.Count(during))
+	d.show.note("%s writes were acknowledged meanwhile", output.Count(d.during))
 	return nil
 }
 
