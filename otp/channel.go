@@ -18,6 +18,7 @@ import (
 const (
 	KindCode           = "otp-code"
 	KindDeletion       = "delete-confirmation"
+	KindTOTPEnrol      = "totp-enrolment"
 	KindTOTPEnrolled   = "totp-enrolled"
 	KindTest           = "test"
 	sendTimeout        = 20 * time.Second // a person waits at a prompt; a mail server that takes longer is down

@@ -11,6 +11,7 @@ const askAgain = "ask for a new code"
 // What a code can be refused for. Compare with errors.Is: it goes by Code, and messages carry details.
 var (
 	ErrWrongCode       = refusal("wrong-code", "the code is wrong", "check the code in the newest mail and type it again")
+	ErrWrongMailCode   = refusal("wrong-mail-code", "the mailed code is wrong", "type the code of the newest mail; the app's own code comes after it")
 	ErrCodeExpired     = refusal("code-expired", "the code has expired", askAgain)
 	ErrCodeUsed        = refusal("code-used", "the code has been used", askAgain)
 	ErrOtherPlan       = refusal("code-for-another-plan", "the code approves another plan than this", "ask for a code for exactly this command and its options")

@@ -147,6 +147,16 @@ func (b *bundle) ask(t *testing.T, r Request) (Challenge, string) {
 	return c, codeLine.FindStringSubmatch(b.lastMail(t).Text)[1]
 }
 
+// mailedCode is the code of the newest mail.
+func (b *bundle) mailedCode(t *testing.T) string {
+	t.Helper()
+	m := codeLine.FindStringSubmatch(b.lastMail(t).Text)
+	if m == nil {
+		t.Fatal("the newest mail has no code")
+	}
+	return m[1]
+}
+
 func redemption(c Challenge, code string) Redemption {
 	return Redemption{ID: c.ID, Code: code, Action: c.Action, Database: c.Database, Plan: thePlan, By: "operator", Address: "192.0.2.7"}
 }

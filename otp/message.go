@@ -88,6 +88,15 @@ func codeMessage(issuer string, r Request, id, code string, expires time.Time) (
 	})
 }
 
+func enrolMessage(issuer, email, code, by, address string, expires time.Time) (Message, error) {
+	return letter{
+		Issuer: issuer, Greeting: "An authenticator app is about to be enrolled for your address. Its codes could then approve what you decide, without a mail.", Code: code,
+		Expires: expires.UTC().Format(time.RFC1123), By: printable(by), From: printable(address), Closing: notYou,
+	}.message(KindTOTPEnrol, email, issuer+": code to enrol an authenticator app", map[string]any{
+		"code": code, "expires_at": expires.UTC(), "requested_by": by, "address": address,
+	})
+}
+
 func enrolledMessage(issuer, email, by, address string) (Message, error) {
 	return letter{
 		Issuer: issuer, Greeting: "An authenticator app was enrolled for your address. Its codes can from now on approve what you decide.",

@@ -113,6 +113,7 @@ type Grant struct {
 // Enrolment is what an authenticator app needs; it is shown once.
 type Enrolment struct {
 	Email     string
+	SentTo    string // masked: where the code went that the confirmation needs
 	URI       string // otpauth://, for a QR code; it carries the seed
 	ExpiresAt time.Time
 }

@@ -20,13 +20,14 @@ const (
 	totpSkew    = 1  // steps before and after that are accepted: clocks differ (RFC 6238 §6)
 )
 
-// Enrol makes a seed for an address. It counts after ConfirmTOTP has seen a first code, within CodeTTL. Enrolling again
-// before that replaces the seed. ErrTOTPEnrolled if there is a confirmed one; ErrRateLimited.
+// Enrol makes a seed for an address and mails a code to it. The seed counts after ConfirmTOTP has seen that code and a
+// first one of the app, within CodeTTL. Enrolling again before that replaces both. ErrTOTPEnrolled if there is a
+// confirmed one; ErrRateLimited; KindUnavailable if the mail could not be sent.
 //
-// Enrolling is a right to approve: who may do it for an address is the caller's to check. The address gets a mail when
-// an app has been confirmed.
+// Enrolling is a right to approve, so it takes what any other approval takes: the person who reads the address' mail. A
+// key alone, that address' own or the operator's, cannot make itself an approver.
 func (s *Service) Enrol(ctx context.Context, email, by, from string) (Enrolment, error) {
-	e, err := s.enrol(ctx, email, by)
+	e, err := s.enrol(ctx, email, by, from)
 	if err := s.audit(ctx, totpEntry("otp.totp-enrol", email, by, from), err); err != nil {
 		return Enrolment{}, err
 	}
@@ -37,7 +38,7 @@ func totpEntry(action, email, by, from string) AuditEntry {
 	return AuditEntry{Actor: by, Action: action, Object: email, Address: from, Detail: map[string]any{}}
 }
 
-func (s *Service) enrol(ctx context.Context, email, by string) (Enrolment, error) {
+func (s *Service) enrol(ctx context.Context, email, by, from string) (Enrolment, error) {
 	key, err := address(email)
 	if err != nil {
 		return Enrolment{}, err
@@ -46,7 +47,11 @@ func (s *Service) enrol(ctx context.Context, email, by string) (Enrolment, error
 	if err != nil {
 		return Enrolment{}, fmt.Errorf("make a seed: %w", err)
 	}
-	now := s.now()
+	code, err := newCode()
+	if err != nil {
+		return Enrolment{}, err
+	}
+	now, id := s.now(), newID("ch")
 	expires := now.Add(CodeTTL)
 	err = pgx.BeginFunc(ctx, s.cfg.Pool, func(tx pgx.Tx) error {
 		if err := s.limit(ctx, tx, key, "", now); err != nil {
@@ -62,11 +67,11 @@ func (s *Service) enrol(ctx context.Context, email, by string) (Enrolment, error
 		if tag.RowsAffected() == 0 {
 			return ErrTOTPEnrolled
 		}
-		// A challenge counts the tries of the confirmation, as it does for any other code.
+		// The challenge keeps the mailed code and counts the tries of the confirmation, as it does for any other code.
 		_, err = tx.Exec(ctx, `
 			INSERT INTO rehome_control.challenges
 			       (id, action, database, plan, plan_text, plan_digest, code_hash, recipient, channel, requested_by, created_at, expires_at)
-			VALUES ($1, $2, '', '{}', '', '', '', $3, $4, $5, $6, $7)`, newID("ch"), actionEnrol, key, ChannelTOTP, by, now, expires)
+			VALUES ($1, $2, '', '{}', '', '', $3, $4, $5, $6, $7, $8)`, id, actionEnrol, s.hash("code", id, code), key, ChannelTOTP, by, now, expires)
 		if err != nil {
 			return fmt.Errorf("insert the challenge: %w", err)
 		}
@@ -75,16 +80,25 @@ func (s *Service) enrol(ctx context.Context, email, by string) (Enrolment, error
 	if err != nil {
 		return Enrolment{}, err
 	}
-	return Enrolment{Email: email, URI: seed.URL(), ExpiresAt: expires}, nil
+	m, err := enrolMessage(s.cfg.Issuer, email, shown(code), by, from, expires)
+	if err == nil {
+		err = s.send(ctx, m)
+	}
+	if err != nil {
+		s.discard(ctx, id)
+		return Enrolment{}, err
+	}
+	return Enrolment{Email: email, SentTo: Mask(email), URI: seed.URL(), ExpiresAt: expires}, nil
 }
 
 func seedPurpose(email string) string { return "totp-seed:" + email }
 
-// ConfirmTOTP proves with a first code that the app works. Errors as for Redeem.
-func (s *Service) ConfirmTOTP(ctx context.Context, email, code, by, from string) error {
+// ConfirmTOTP takes the mailed code, by which the address agrees, and a first one of the app, which proves that it works.
+// Errors as for Redeem, and ErrWrongMailCode.
+func (s *Service) ConfirmTOTP(ctx context.Context, email, mailCode, code, by, from string) error {
 	ctx, cancel := settled(ctx)
 	defer cancel()
-	err := s.confirmTOTP(ctx, email, code)
+	err := s.confirmTOTP(ctx, email, mailCode, code)
 	if err := s.audit(ctx, totpEntry("otp.totp-confirm", email, by, from), err); err != nil {
 		return err
 	}
@@ -98,7 +112,7 @@ func (s *Service) ConfirmTOTP(ctx context.Context, email, code, by, from string)
 	return nil
 }
 
-func (s *Service) confirmTOTP(ctx context.Context, email, code string) error {
+func (s *Service) confirmTOTP(ctx context.Context, email, mailCode, code string) error {
 	key, err := address(email)
 	if err != nil {
 		return err
@@ -116,6 +130,9 @@ func (s *Service) confirmTOTP(ctx context.Context, email, code string) error {
 		refused, err = s.try(ctx, tx, c, now, func() (error, error) {
 			if err := s.totpLocked(ctx, tx, key, now); err != nil {
 				return asRefusal(err)
+			}
+			if !s.matches(c.codeHash, "code", c.id, normalise(mailCode)) { // first, so that it uses up no code of the app
+				return ErrWrongMailCode, nil
 			}
 			return s.checkSeed(ctx, tx, key, code, now, false)
 		})

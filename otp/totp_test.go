@@ -22,7 +22,7 @@ func enrolled(t *testing.T, b *bundle) string {
 		t.Fatalf("%v", err)
 	}
 	seed := u.Query().Get("secret")
-	if err := b.ConfirmTOTP(t.Context(), alice, appCode(t, b, seed), "operator", "192.0.2.7"); err != nil {
+	if err := b.ConfirmTOTP(t.Context(), alice, b.mailedCode(t), appCode(t, b, seed), "operator", "192.0.2.7"); err != nil {
 		t.Fatal(err)
 	}
 	return seed
@@ -133,7 +133,7 @@ func TestTOTPLock(t *testing.T) {
 func TestTOTPConfirmationHasTries(t *testing.T) {
 	t.Parallel()
 	b := setup(t)
-	if err := b.ConfirmTOTP(t.Context(), alice, "123456", "x", ""); !errors.Is(err, ErrTOTPNotEnrolled) {
+	if err := b.ConfirmTOTP(t.Context(), alice, "12345678", "123456", "x", ""); !errors.Is(err, ErrTOTPNotEnrolled) {
 		t.Fatal(err)
 	}
 	e, err := b.Enrol(t.Context(), alice, "x", "")
@@ -143,14 +143,49 @@ func TestTOTPConfirmationHasTries(t *testing.T) {
 	u, _ := url.Parse(e.URI)
 	right := appCode(t, b, u.Query().Get("secret"))
 	for range MaxTries {
-		if err := b.ConfirmTOTP(t.Context(), alice, wrong(right), "x", ""); err == nil {
+		if err := b.ConfirmTOTP(t.Context(), alice, b.mailedCode(t), wrong(right), "x", ""); err == nil {
 			t.Fatal("a wrong code was taken")
 		}
 	}
-	b.wants(t, b.ConfirmTOTP(t.Context(), alice, right, "x", ""), ErrTooManyTries)
+	b.wants(t, b.ConfirmTOTP(t.Context(), alice, b.mailedCode(t), right, "x", ""), ErrTooManyTries)
 	if has, err := b.HasTOTP(t.Context(), alice); err != nil || has {
 		t.Errorf("has it: %v, %v", has, err)
 	}
 	_, err = b.Request(t.Context(), totpRequest()) // not confirmed: no channel
 	b.wants(t, err, ErrTOTPNotEnrolled)
+}
+
+// Who holds a key, of the address or of the operator, must not become an approver by it: the address' mail decides.
+func TestTOTPNeedsTheMailedCode(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	e, err := b.Enrol(t.Context(), alice, alice, "192.0.2.7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m := b.lastMail(t); m.Kind != KindTOTPEnrol || m.To != alice || e.SentTo != Mask(alice) {
+		t.Fatalf("mail %+v, sent to %s", m, e.SentTo)
+	}
+	u, err := url.Parse(e.URI)
+	if err != nil {
+		t.Fatal(err)
+	}
+	right, mailed := appCode(t, b, u.Query().Get("secret")), b.mailedCode(t)
+	for _, no := range []string{"", wrong(mailed)} {
+		b.wants(t, b.ConfirmTOTP(t.Context(), alice, no, right, alice, ""), ErrWrongMailCode)
+	}
+	if has, err := b.HasTOTP(t.Context(), alice); err != nil || has {
+		t.Fatalf("enrolled without the mail: %v, %v", has, err)
+	}
+	b.advance(time.Second)
+	if _, err := b.Enrol(t.Context(), alice, alice, ""); err != nil { // anew: the first mail's code is of another seed
+		t.Fatal(err)
+	}
+	b.wants(t, b.ConfirmTOTP(t.Context(), alice, mailed, right, alice, ""), ErrWrongMailCode)
+	b.keepsSecret(t, mailed)
+
+	b.fail = errors.New("the mail server is down")
+	if _, err := b.Enrol(t.Context(), alice, alice, ""); err == nil {
+		t.Error("an enrolment whose mail did not leave")
+	}
 }

@@ -162,7 +162,8 @@ type emailInput struct {
 	Email string `path:"email"`
 }
 
-// permitTOTP: an authenticator approves what its owner decides, so only the owner's own key enrols it, or the operator.
+// permitTOTP: an authenticator approves what its owner decides, so only the owner's own key begins an enrolment, or the
+// operator. That is not enough to end it: that takes the code which is mailed to the address.
 func permitTOTP(ctx context.Context, email string) error {
 	about(ctx, email)
 	p := requestOf(ctx).principal
@@ -181,7 +182,7 @@ func (s *Server) enrolTOTP(ctx context.Context, in *enrolInput) (*enrolOutput, e
 	if err != nil {
 		return nil, err
 	}
-	return &enrolOutput{Body: api.TOTPEnrolment{Email: e.Email, URI: e.URI}}, nil
+	return &enrolOutput{Body: api.TOTPEnrolment{Email: e.Email, URI: e.URI, SentTo: e.SentTo, ExpiresAt: e.ExpiresAt}}, nil
 }
 
 func (s *Server) confirmTOTP(ctx context.Context, in *confirmTOTPInput) (*none, error) {
@@ -189,7 +190,7 @@ func (s *Server) confirmTOTP(ctx context.Context, in *confirmTOTPInput) (*none, 
 		return nil, err
 	}
 	rq := requestOf(ctx)
-	return nil, s.otp.ConfirmTOTP(ctx, in.Body.Email, in.Body.Code, rq.actor(), rq.address)
+	return nil, s.otp.ConfirmTOTP(ctx, in.Body.Email, in.Body.MailCode, in.Body.Code, rq.actor(), rq.address)
 }
 
 func (s *Server) removeTOTP(ctx context.Context, in *emailInput) (*none, error) {

@@ -62,7 +62,9 @@ func TestApprovalByAuthenticator(t *testing.T) {
 		}
 		return c
 	}
-	b.must("POST", "/v1/totp/confirm", api.TOTPConfirm{Email: owner, Code: code()}, nil, own)
+	// The address' own key is no approval: its mail is.
+	b.refused(b.do("POST", "/v1/totp/confirm", api.TOTPConfirm{Email: owner, Code: code()}, nil, own), 403, tenant.KindUnauthorised, "wrong-mail-code")
+	b.must("POST", "/v1/totp/confirm", api.TOTPConfirm{Email: owner, MailCode: b.lastMail(otp.KindTOTPEnrol).Code, Code: code()}, nil, own)
 	var c api.Challenge
 	b.must("POST", "/v1/challenges", ask, &c)
 	if c.Channel != "totp" {

@@ -293,10 +293,25 @@ func authenticator(t *testing.T, r *otpRig) {
 	if p := r.refused(4, append(slices.Clone(args), "--request-otp")...); p.Code != "totp-not-enrolled" {
 		t.Errorf("with an app that is not confirmed: refused with %q", p.Code)
 	}
-	if p := operator.refused(4, "totp", "confirm", owner, wrongCode(at(0))); p.Code != "wrong-code" {
+	// Even the operator's secret does not make an approver: the address' own mail does.
+	mails, err := otp.ReadMailbox(r.mail)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mailed := ""
+	for _, m := range mails {
+		if m.Kind == otp.KindTOTPEnrol && m.To == owner {
+			mailed = m.Code
+		}
+	}
+	r.codes = append(r.codes, mailed)
+	if p := operator.refused(4, "totp", "confirm", owner, at(0), "--mail-code", wrongCode(mailed)); p.Code != "wrong-mail-code" {
+		t.Errorf("confirmed without the mail: %q", p.Code)
+	}
+	if p := operator.refused(4, "totp", "confirm", owner, wrongCode(at(0)), "--mail-code", mailed); p.Code != "wrong-code" {
 		t.Errorf("confirmed with a wrong code: %q", p.Code)
 	}
-	operator.must("totp", "confirm", owner, at(0))
+	operator.must("totp", "confirm", owner, at(0), "--mail-code", mailed)
 
 	ch := mustJSON[api.Challenge](r.installation, append(slices.Clone(args), "--request-otp")...)
 	if ch.Channel != "totp" {

@@ -212,16 +212,19 @@ type TOTPEnrolRequest struct {
 	Email string `json:"email"`
 }
 
-// TOTPEnrolment is shown once; it counts after a first code has confirmed it.
+// TOTPEnrolment is shown once; it counts after the mailed code and a first one of the app have confirmed it.
 type TOTPEnrolment struct {
-	Email string `json:"email"`
-	URI   string `json:"uri"` // otpauth://
+	Email     string    `json:"email"`
+	URI       string    `json:"uri"`     // otpauth://
+	SentTo    string    `json:"sent_to"` // masked: where the code went that the confirmation needs
+	ExpiresAt time.Time `json:"expires_at"`
 }
 
-// TOTPConfirm proves that the app works.
+// TOTPConfirm proves that the address agrees and that the app works.
 type TOTPConfirm struct {
-	Email string `json:"email"`
-	Code  string `json:"code"`
+	Email    string `json:"email"`
+	MailCode string `json:"mail_code" doc:"the code that was mailed to the address"`
+	Code     string `json:"code" doc:"a first code of the app"`
 }
 
 // ClientRequest authorises an API client.
