@@ -98,6 +98,20 @@ func (c *Confirmations) begin(ctx context.Context, r ConfirmationRequest) (Confi
 	return out, nil
 }
 
+// Waiting shows what waits for a database, for those who may know it without the link. ErrNoConfirmation if nothing does.
+func (c *Confirmations) Waiting(ctx context.Context, database string) (Confirmation, error) {
+	var out Confirmation
+	err := pgx.BeginFunc(ctx, c.service.cfg.Pool, func(tx pgx.Tx) error {
+		row, err := lockConfirmation(ctx, tx, database)
+		out = row.Confirmation
+		return err
+	})
+	if err != nil {
+		return Confirmation{}, err
+	}
+	return out, nil
+}
+
 // Peek shows what a link would confirm, without doing it: mail scanners open links.
 func (c *Confirmations) Peek(ctx context.Context, database, token string) (Confirmation, error) {
 	var out Confirmation

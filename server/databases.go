@@ -162,11 +162,14 @@ func (s *Server) updateDatabase(ctx context.Context, in *updateDatabaseInput) (*
 	if err := permitDatabase(ctx, in.Name); err != nil {
 		return nil, err
 	}
-	if in.Body.Owner != nil {
-		// The owner's address is where codes go: who could change it could approve alone.
+	if in.Body.Owner != nil || in.Body.Upstream != nil {
+		// The owner's address is where codes go: who could change it could approve alone. The upstream is where clients
+		// go, with their credentials and from this server's place in the network: a redirect for which nobody is asked.
 		if err := permit(requestOf(ctx).principal, scopeAdmin, true); err != nil {
 			return nil, err
 		}
+	}
+	if in.Body.Owner != nil {
 		if err := checkOwner(*in.Body.Owner); err != nil {
 			return nil, err
 		}

@@ -5,6 +5,7 @@ import (
 	"html/template"
 	"net/http"
 
+	"github.com/rehomedb/rehome/otp"
 	"github.com/rehomedb/rehome/tenant"
 )
 
@@ -36,29 +37,32 @@ func (s *Server) deletePage(w http.ResponseWriter, r *http.Request) {
 	s.writePage(w, r, nil, page{Title: "Delete the database " + name + "?", Button: "Delete " + name, Lines: []string{
 		s.databaseURL(name) + " is then out of reach at once; its redirect lives on.",
 		"Its data is destroyed after " + days(s.cfg.DeleteGrace) + "; until then `rehome undelete` brings it back.",
-		"Asked for by " + c + ".",
+		"Asked for by " + c.By + ".",
 	}})
 }
 
-// peekDelete finds who asked for the deletion that the link confirms. Guessing links counts as guessing keys.
-func (s *Server) peekDelete(r *http.Request) (string, error) {
+// peekDelete finds the deletion that the link confirms. Guessing links counts as guessing keys.
+func (s *Server) peekDelete(r *http.Request) (otp.Confirmation, error) {
 	address := requestOf(r.Context()).address
 	if s.failures.exhausted(address) {
-		return "", errTooManyFailures
+		return otp.Confirmation{}, errTooManyFailures
 	}
 	c, err := s.confirmations().Peek(r.Context(), r.PathValue("name"), r.PathValue("token"))
 	if err != nil && known(err).Kind != tenant.KindInternal {
 		s.failures.count(address)
 	}
-	return c.By, err
+	return c, err
 }
 
 func (s *Server) deletePageConfirm(w http.ResponseWriter, r *http.Request) {
 	ctx, rq, name := r.Context(), requestOf(r.Context()), r.PathValue("name")
 	rq.object = name
-	by, err := s.peekDelete(r)
+	waiting, err := s.peekDelete(r)
 	if err == nil {
-		rq.principal = &principal{actor: by, client: "link"}
+		rq.principal = &principal{actor: waiting.By, client: "link"}
+		err = s.stillDeletable(ctx, waiting)
+	}
+	if err == nil {
 		_, err = s.confirmations().ConfirmByToken(ctx, name, r.PathValue("token"), rq.address)
 	}
 	lines := []string{"The database is out of reach now."}

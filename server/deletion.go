@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -132,6 +133,10 @@ func (s *Server) checkCertificate(ctx context.Context, d shard.Database, in api.
 	if c.Database != d.Name {
 		return finding("the certificate is of database %s", c.Database), nil
 	}
+	// This installation signs for data that came to it. Such a certificate says that the data lives here and nowhere else.
+	if c.Target == s.databaseURL(d.Name) || c.PublicKey == base64.StdEncoding.EncodeToString(s.installation.PublicKey) {
+		return finding("the certificate says that the data was moved here, to %s: this is the new side", c.Target), nil
+	}
 	if d.Kind != shard.KindAdopted {
 		return nil, nil
 	}
@@ -185,7 +190,8 @@ func (s *Server) deleteDatabase(ctx context.Context, in *deleteInput) (*deleteOu
 		return nil, err
 	}
 	rq := requestOf(ctx)
-	c, err := s.confirmations().Begin(ctx, otp.ConfirmationRequest{Database: d.Name, Recipient: to, By: rq.actor(), Address: rq.address, Text: p.text, Args: map[string]any{"approved_by": grant.ApprovedBy}})
+	c, err := s.confirmations().Begin(ctx, otp.ConfirmationRequest{Database: d.Name, Recipient: to, By: rq.actor(), Address: rq.address, Text: p.text,
+		Args: deletionArgs{ApprovedBy: grant.ApprovedBy, Force: orEmpty(in.Body.Force), Certificate: in.Body.Certificate}})
 	if err != nil {
 		// Nothing waits for a confirmation, so nothing is being deleted either.
 		return nil, errors.Join(err, s.abandonDelete(ctx, d.Name, d.State))
@@ -234,12 +240,37 @@ func (s *Server) abandonExpired(ctx context.Context) error {
 	return nil
 }
 
+// deletionArgs is what a deletion that waits keeps of its approval.
+type deletionArgs struct {
+	ApprovedBy  string              `json:"approved_by"`
+	Force       []string            `json:"force"`
+	Certificate *tenant.Certificate `json:"certificate,omitempty"`
+}
+
+// stillDeletable looks again at what a deletion would harm: up to a day lies between its approval and its confirmation,
+// and clients may have come back in it.
+func (s *Server) stillDeletable(ctx context.Context, c otp.Confirmation) error {
+	var args deletionArgs
+	if err := json.Unmarshal(c.Args, &args); err != nil {
+		return fmt.Errorf("read what was approved: %w", err)
+	}
+	_, _, err := s.checkDelete(ctx, api.DeletePlan{Database: c.Database, Force: args.Force, Certificate: args.Certificate})
+	return err
+}
+
 func (s *Server) confirmations() *otp.Confirmations {
 	return otp.NewConfirmations(s.otp, s.installation.BaseURL)
 }
 
 func (s *Server) confirmDelete(ctx context.Context, in *confirmDeleteInput) (*deleteOutput, error) {
 	if err := permitDatabase(ctx, in.Name); err != nil {
+		return nil, err
+	}
+	waiting, err := s.confirmations().Waiting(ctx, in.Name)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.stillDeletable(ctx, waiting); err != nil {
 		return nil, err
 	}
 	rq := requestOf(ctx)

@@ -172,6 +172,12 @@ func TestDeletionIsGuarded(t *testing.T) {
 		"changed":          func(c *tenant.Certificate) { c.PauseMillis = 1 },
 		"another database": func(c *tenant.Certificate) { c.Database = "other" },
 		"no signature":     func(c *tenant.Certificate) { c.Signature = "" },
+		"moved here": func(c *tenant.Certificate) { // the certificate of the move, and the URL of the wrong side
+			c.Target = b.databaseURL(name)
+			if err := cutover.Sign(c, b.Installation().PrivateKey); err != nil {
+				t.Fatal(err)
+			}
+		},
 	} {
 		bad := cert
 		change(&bad)
@@ -202,6 +208,20 @@ func TestDeletionByCode(t *testing.T) {
 	path := "/v1/databases/" + name
 	wrong := "00000000"
 	b.refused(b.do("POST", path+"/delete/confirm", api.DeleteConfirm{Code: wrong}, nil), 403, tenant.KindUnauthorised, "wrong-code")
+	// A client came back since the deletion was approved.
+	back, err := pgx.Connect(t.Context(), strings.Replace(conn.Config().ConnString(), "application_name", "x", 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.refused(b.do("POST", path+"/delete/confirm", api.DeleteConfirm{Code: m.Code}, nil), 409, tenant.KindRefused, "delete-refused")
+	if err := back.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.eventually("the client is gone", func() bool {
+		var open api.Stats
+		b.must("GET", path+"/stats", nil, &open)
+		return open.OpenNow == 0
+	})
 	var st api.DeleteStatus
 	b.must("POST", path+"/delete/confirm", api.DeleteConfirm{Code: m.Code}, &st)
 	if st.State != "deleted" || st.PurgeAfter == nil || st.TombstoneUntil == nil {
@@ -211,6 +231,7 @@ func TestDeletionByCode(t *testing.T) {
 	if status, _ := b.visit(name); status != http.StatusTemporaryRedirect {
 		t.Errorf("a deleted database's client gets %d", status)
 	}
+	b.refused(b.do("DELETE", path+"/redirect", nil, nil), 409, tenant.KindConflict, "database-deleted")
 
 	var d api.Database
 	b.must("POST", path+"/undelete", nil, &d)

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/rehomedb/rehome/redirect"
 	"github.com/rehomedb/rehome/server/api"
+	"github.com/rehomedb/rehome/server/cutover"
 	"github.com/rehomedb/rehome/tenant"
 )
 
@@ -32,9 +34,9 @@ const (
 	defaultMaxPause = 5 * time.Second
 	// maxMaxPause bounds how long writers may be kept waiting: beyond it clients' own timeouts fire.
 	maxMaxPause = 60 * time.Second
-	// verificationFresh is how old the verification of a cutover may be. What changed since is replicated by the same
-	// stream that was just proven right, and is verified again behind the fence.
-	verificationFresh = time.Hour
+	// verificationFresh is how old the verification of a cutover may be: what the cutover itself will allow, so that
+	// nobody is asked for a code that it then refuses.
+	verificationFresh = cutover.VerificationMaxAge
 )
 
 // plan is what a code is bound to: computed here, from the request and from the state of the world, for the challenge
@@ -48,8 +50,8 @@ type plan struct {
 
 type startPlan struct {
 	Action         string                    `json:"action"`
-	Source         string                    `json:"source"`        // without credentials
-	SourceDigest   string                    `json:"source_sha256"` // of the whole connection string
+	Source         string                    `json:"source"`     // without credentials
+	SourceDigest   string                    `json:"source_mac"` // of the whole connection string
 	Target         string                    `json:"target"`
 	Options        tenant.ReplicationOptions `json:"options"`
 	Shards         []string                  `json:"shards"`
@@ -57,10 +59,12 @@ type startPlan struct {
 }
 
 func (s *Server) planStart(source tenant.DSN, t target, o tenant.ReplicationOptions) plan {
-	sum := sha256.Sum256([]byte(source.Reveal()))
+	// With a key: the plan is stored, and a plain digest would let whoever reads it try passwords.
+	mac := hmac.New(sha256.New, s.box.Derive("plan-source"))
+	_, _ = mac.Write([]byte(source.Reveal()))
 	o = o.WithDefaults()
 	body := startPlan{
-		Action: actionStart, Source: source.String(), SourceDigest: hex.EncodeToString(sum[:]), Target: t.url, Options: o,
+		Action: actionStart, Source: source.String(), SourceDigest: hex.EncodeToString(mac.Sum(nil)), Target: t.url, Options: o,
 		Shards: t.placement.Shards(), PlacementEpoch: t.placement.Epoch,
 	}
 	var b strings.Builder

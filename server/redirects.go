@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 
 	"github.com/rehomedb/rehome/gate"
 	"github.com/rehomedb/rehome/progress"
@@ -38,8 +39,20 @@ func (s *Server) checkRedirect(ctx context.Context, in api.RedirectPlan) (plan, 
 		return plan{}, redirectPlan{}, tenant.Errorf(tenant.KindConflict, "database-deleted", "undelete it first (rehome undelete)", "database %s is %s", d.Name, d.State)
 	}
 	p, body, err := s.planRedirect(in)
-	if err != nil || in.Force {
+	if err != nil {
 		return p, body, err
+	}
+	if body.Mode == string(redirect.ModeProxy) { // then it is this server that connects
+		to, err := url.Parse(body.To)
+		if err != nil {
+			return plan{}, body, fmt.Errorf("read the redirect's URL: %w", err)
+		}
+		if err := permitHost(ctx, to.Hostname()); err != nil {
+			return plan{}, body, err
+		}
+	}
+	if in.Force {
+		return p, body, nil
 	}
 	state, err := s.gateOf(ctx, d)
 	const hint = "cut over first (rehome cutover); or --force, if you know that nobody writes here"
@@ -123,6 +136,16 @@ func (s *Server) setRedirect(ctx context.Context, in *redirectInput) (*redirectO
 func (s *Server) clearRedirect(ctx context.Context, in *namedInput) (*none, error) {
 	if err := permitDatabase(ctx, in.Name); err != nil {
 		return nil, err
+	}
+	var te *tenant.Error
+	d, err := s.catalogue.Database(ctx, in.Name)
+	switch {
+	case errors.As(err, &te) && te.Kind == tenant.KindNotFound: // only the redirect is left
+	case err != nil:
+		return nil, err
+	case d.State == shard.Deleted || d.State == shard.Purged:
+		// It could not be set again, and its clients would be left with nothing.
+		return nil, tenant.Errorf(tenant.KindConflict, "database-deleted", "undelete it first (rehome undelete)", "database %s is %s: its redirect is all that its clients have", d.Name, d.State)
 	}
 	if err := s.gateway.ClearRedirect(ctx, in.Name); err != nil {
 		return nil, err

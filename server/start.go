@@ -31,6 +31,9 @@ func (s *Server) startOf(ctx context.Context, r api.PlanRequest) (tenant.DSN, ta
 	if err != nil {
 		return "", t, r.Options, err
 	}
+	if err := permitSource(ctx, source); err != nil {
+		return "", t, r.Options, err
+	}
 	return source, t, t.options(r.Options), nil
 }
 

@@ -172,7 +172,7 @@ func checkWayBack(ctx context.Context, conn *pgx.Conn, f *findings) error {
 		return fmt.Errorf("try the replica role: %w", err)
 	}
 	if refused != nil {
-		f.add(tenant.Warning, "no-way-back", "source", "GRANT SET ON PARAMETER session_replication_role TO our role (from version 15 on), or accept it: --no-way-back",
+		f.add(tenant.Blocking, "no-way-back", "source", "GRANT SET ON PARAMETER session_replication_role TO our role (from version 15 on), or accept it: --no-way-back",
 			"the source has foreign keys or triggers, and our role may not set session_replication_role: writes cannot be carried back to it")
 	}
 	return nil
