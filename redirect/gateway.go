@@ -81,6 +81,10 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		unknown(w, name)
 		return
 	}
+	if climbs(rest) {
+		refuse(w, http.StatusBadRequest, tenant.KindInvalid, "bad-path", "the path leads out of the database "+name, "write it without ..")
+		return
+	}
 	req := &request{name: name, rest: rest, upgrade: isUpgrade(r), seen: g.counts.see(r, name, g.cfg.TrustForwarded)}
 	if !g.hold(w, r, req) {
 		return
@@ -199,6 +203,25 @@ func splitPath(u *url.URL) (name, rest string) {
 		return path[:i], path[i:]
 	}
 	return path, ""
+}
+
+// climbs reports whether a path has a segment "..", however it is written. Clients resolve those themselves (RFC 3986,
+// 5.2.4); forwarded or redirected, one would lead out of the path under which the database is known elsewhere, into
+// another database.
+func climbs(rest string) bool {
+	if !strings.Contains(rest, ".") && !strings.ContainsAny(rest, "%") {
+		return false
+	}
+	path, err := url.PathUnescape(rest)
+	if err != nil {
+		return true
+	}
+	for segment := range strings.FieldsFuncSeq(path, func(r rune) bool { return r == '/' || r == '\\' }) {
+		if segment == ".." {
+			return true
+		}
+	}
+	return false
 }
 
 func isNoRows(err error) bool { return errors.Is(err, pgx.ErrNoRows) }

@@ -41,6 +41,28 @@ func TestForward(t *testing.T) {
 	}
 }
 
+// One database's clients must not get at what lies beside it upstream, or at another database of the new side.
+func TestPathsDoNotClimb(t *testing.T) {
+	b := setup(t, nil)
+	up := app(t, nil)
+	b.database(t, "acme", up.URL+"/base")
+	b.database(t, "moved", up.URL)
+	b.exec(t, `INSERT INTO rehome_control.redirects (database, target_url, mode) VALUES ('moved', 'https://new.example/moved', 'redirect')`)
+	must(t, b.Reload(t.Context()))
+	for _, path := range []string{"/..", "/../other", "/x/../../other", "/%2e%2e/other", "/.%2E/other", "/x%2f..%2f..%2fother", `/..%5cother`} {
+		for _, name := range []string{"acme", "moved"} {
+			if a := b.do(t, "GET", "/"+name+path); a.status != http.StatusBadRequest || a.prob.Code != "bad-path" {
+				t.Errorf("%s%s: %d %s %s", name, path, a.status, a.header.Get("Location"), a.body)
+			}
+		}
+	}
+	for _, path := range []string{"/...", "/a..b/..c", "/x?to=../y"} {
+		if a := b.do(t, "GET", "/acme"+path); a.status != 200 {
+			t.Errorf("%s: %d %s", path, a.status, a.body)
+		}
+	}
+}
+
 func TestWhatCannotBeServed(t *testing.T) {
 	b := setup(t, nil)
 	up := app(t, nil)

@@ -16,7 +16,7 @@ import (
 )
 
 // credentialHeaders never reach another host than the one that the client addressed.
-var credentialHeaders = []string{"Authorization", "Cookie", "Proxy-Authorization"}
+var credentialHeaders = []string{"Authorization", "Cookie", "Proxy-Authorization", "X-Api-Key", "X-Auth-Token"}
 
 // destination is where a request is forwarded to.
 type destination struct {

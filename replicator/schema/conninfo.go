@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -69,12 +70,23 @@ func environment(dsn tenant.DSN, dir string) ([]string, error) {
 	if err := os.WriteFile(file, []byte(service.String()), 0o600); err != nil {
 		return nil, fmt.Errorf("write the connection's parameters: %w", err)
 	}
-	env := os.Environ()
+	env := slices.DeleteFunc(os.Environ(), ours)
 	env = append(env, "PGSERVICEFILE="+file, "PGSERVICE=rehome", "LC_MESSAGES=C")
 	if cfg.Password != "" {
 		env = append(env, "PGPASSWORD="+cfg.Password)
 	}
 	return env, nil
+}
+
+// ours reports whether a variable of this process is no business of pg_dump: our own secrets, and what would send it
+// somewhere else, or with another password, than the connection string says.
+func ours(kv string) bool {
+	name, _, _ := strings.Cut(kv, "=")
+	switch name {
+	case "DATABASE_URL", "PGPASSWORD", "PGHOSTADDR":
+		return true
+	}
+	return strings.HasPrefix(name, "REHOME_")
 }
 
 // parameters reads the parameters of a connection string that pgx has accepted: of a URL its query, else key=value pairs.

@@ -67,3 +67,25 @@ func TestParameters(t *testing.T) {
 		}
 	}
 }
+
+// What this process was given for itself does not go to pg_dump: nor do our secrets, nor another server's password.
+func TestEnvironmentKeepsOurSecrets(t *testing.T) {
+	for _, name := range []string{"REHOME_SECRET", "REHOME_DATABASE_URL", "DATABASE_URL", "PGPASSWORD", "PGHOSTADDR"} {
+		t.Setenv(name, "127.0.0.9")
+	}
+	t.Setenv("PGCONNECT_TIMEOUT", "7")
+	env, err := environment(tenant.DSN("postgres://u:secret@h/d?sslmode=disable"), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept := false
+	for _, e := range env {
+		if strings.HasSuffix(e, "=127.0.0.9") {
+			t.Errorf("%s is handed on", e)
+		}
+		kept = kept || e == "PGCONNECT_TIMEOUT=7"
+	}
+	if !kept {
+		t.Error("settings that pgx reads as well are lost")
+	}
+}
