@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -242,17 +243,28 @@ func TestServerMessages(t *testing.T) {
 				"delete Full O (1,NULL)",
 				"relation public.empty d",
 				"insert empty ()",
-				"type public.mood", // TRUNCATE invalidates what the server remembers to have sent
-				"relation public.keyed d id* name big m",
-				"relation public.Full f a* b*",
 				"truncate 3 keyed Full",
 				"message 1 px hello",
 			}
-			if diff := cmp.Diff(want, s.until(10)); diff != "" {
+			if diff := cmp.Diff(want, describedOnce(s.until(10))); diff != "" {
 				t.Errorf("messages (-want +got):\n%s", diff)
 			}
 		})
 	}
+}
+
+// describedOnce leaves out descriptions that were sent before: the server sends them again after any invalidation of its
+// catalogue caches, also one that a neighbour caused.
+func describedOnce(messages []string) []string {
+	seen := map[string]bool{}
+	return slices.DeleteFunc(messages, func(m string) bool {
+		if !strings.HasPrefix(m, "type ") && !strings.HasPrefix(m, "relation ") {
+			return false
+		}
+		again := seen[m]
+		seen[m] = true
+		return again
+	})
 }
 
 func TestServerBinary(t *testing.T) {
@@ -266,7 +278,7 @@ func TestServerBinary(t *testing.T) {
 		"relation public.b d id* u n d a f",
 		"insert b (0000000000000102,00112233445566778899aabbccddeeff,000200000000000100011388,beef,00000001000000000000001700000001000000010000000400000007,3ff0000000000000)",
 	}
-	if diff := cmp.Diff(want, s.until(1)); diff != "" {
+	if diff := cmp.Diff(want, describedOnce(s.until(1))); diff != "" {
 		t.Errorf("messages (-want +got):\n%s", diff)
 	}
 }
