@@ -62,7 +62,7 @@ func (p *principal) unbound() bool { return len(p.databases) == 0 }
 var (
 	errNoCredentials = &tenant.Error{
 		Kind: tenant.KindUnauthorised, Code: codeNoCredentials, Message: "the request carries no key",
-		Hint: "send Authorization: Bearer CLIENT_ID:SECRET; rehome connect URL stores a key, REHOME_SECRET is an operator's",
+		Hint: "send Authorization: Bearer CLIENT_ID:SECRET; rehome authorize EMAIL --save stores a key, REHOME_SECRET is an operator's",
 	}
 	errBadCredentials = &tenant.Error{
 		Kind: tenant.KindUnauthorised, Code: codeBadKey, Message: "the key is unknown, expired or revoked",

@@ -186,12 +186,20 @@ func (s *Server) deleteDatabase(ctx context.Context, in *deleteInput) (*deleteOu
 	if err != nil {
 		return nil, err
 	}
+	former := d.State
+	if former == shard.Deleting { // asked again: what it was before the first time
+		if former, err = s.formerState(ctx, d.Name); err != nil {
+			return nil, err
+		}
+	}
 	if _, err := s.catalogue.BeginDelete(ctx, d.Name); err != nil {
 		return nil, err
 	}
 	rq := requestOf(ctx)
-	c, err := s.confirmations().Begin(ctx, otp.ConfirmationRequest{Database: d.Name, Recipient: to, By: rq.actor(), Address: rq.address, Text: p.text,
-		Args: deletionArgs{ApprovedBy: grant.ApprovedBy, Force: orEmpty(in.Body.Force), Certificate: in.Body.Certificate}})
+	c, err := s.confirmations().Begin(ctx, otp.ConfirmationRequest{
+		Database: d.Name, Recipient: to, By: rq.actor(), Address: rq.address, Text: p.text,
+		Args: deletionArgs{Former: former, ApprovedBy: grant.ApprovedBy, Force: orEmpty(in.Body.Force), Certificate: in.Body.Certificate},
+	})
 	if err != nil {
 		// Nothing waits for a confirmation, so nothing is being deleted either.
 		return nil, errors.Join(err, s.abandonDelete(ctx, d.Name, d.State))
@@ -209,6 +217,10 @@ func (s *Server) abandonDelete(ctx context.Context, database, former string) err
 	}
 	if _, err := s.catalogue.Undelete(ctx, database); err != nil {
 		return fmt.Errorf("take the deletion of %s back: %w", database, err)
+	}
+	// A server that died just after the confirmation has left it.
+	if err := s.clearTombstone(ctx, database); err != nil {
+		return err
 	}
 	if former != shard.Stopped {
 		return nil
@@ -231,7 +243,10 @@ func (s *Server) abandonExpired(ctx context.Context) error {
 		return fmt.Errorf("look for expired deletions: %w", err)
 	}
 	for _, name := range names {
-		err := errors.Join(s.abandonDelete(ctx, name, shard.Active), s.confirmations().Cancel(ctx, name))
+		former, err := s.formerState(ctx, name)
+		if err == nil {
+			err = errors.Join(s.abandonDelete(ctx, name, former), s.confirmations().Cancel(ctx, name))
+		}
 		if aerr := s.audit(ctx, auditRow{actor: "server " + s.name, action: "abandon-deletion", object: name, outcome: outcomeOf(err)}); err != nil || aerr != nil {
 			return errors.Join(err, aerr)
 		}
@@ -242,6 +257,7 @@ func (s *Server) abandonExpired(ctx context.Context) error {
 
 // deletionArgs is what a deletion that waits keeps of its approval.
 type deletionArgs struct {
+	Former      string              `json:"former_state"`
 	ApprovedBy  string              `json:"approved_by"`
 	Force       []string            `json:"force"`
 	Certificate *tenant.Certificate `json:"certificate,omitempty"`
@@ -254,8 +270,38 @@ func (s *Server) stillDeletable(ctx context.Context, c otp.Confirmation) error {
 	if err := json.Unmarshal(c.Args, &args); err != nil {
 		return fmt.Errorf("read what was approved: %w", err)
 	}
-	_, _, err := s.checkDelete(ctx, api.DeletePlan{Database: c.Database, Force: args.Force, Certificate: args.Certificate})
+	_, d, err := s.checkDelete(ctx, api.DeletePlan{Database: c.Database, Force: args.Force, Certificate: args.Certificate})
+	if err == nil && d.State != shard.Deleting {
+		err = otp.ErrNoConfirmation // it was taken back, and the confirmation is about to be
+	}
 	return err
+}
+
+// formerState is what a database was before its deletion began.
+func (s *Server) formerState(ctx context.Context, database string) (string, error) {
+	c, err := s.confirmations().Waiting(ctx, database)
+	if errors.Is(err, otp.ErrNoConfirmation) {
+		return shard.Active, nil
+	}
+	var args deletionArgs
+	if err == nil {
+		err = json.Unmarshal(c.Args, &args)
+	}
+	if err != nil {
+		return "", fmt.Errorf("read what %s was before its deletion: %w", database, err)
+	}
+	if args.Former != shard.Stopped {
+		return shard.Active, nil
+	}
+	return args.Former, nil
+}
+
+// clearTombstone makes a redirect one without an end again.
+func (s *Server) clearTombstone(ctx context.Context, database string) error {
+	if _, err := s.pool.Exec(ctx, `WITH cleared AS (UPDATE rehome_control.redirects SET tombstone_until = NULL WHERE database = $1) SELECT pg_notify($2, '')`, database, redirect.RoutesChannel); err != nil {
+		return fmt.Errorf("take the tombstone of %s back: %w", database, err)
+	}
+	return nil
 }
 
 func (s *Server) confirmations() *otp.Confirmations {
@@ -321,8 +367,8 @@ func (s *Server) undelete(ctx context.Context, in *namedInput) (*databaseOutput,
 	if err := s.confirmations().Cancel(ctx, in.Name); err != nil {
 		return nil, err
 	}
-	if _, err := s.pool.Exec(ctx, `WITH cleared AS (UPDATE rehome_control.redirects SET tombstone_until = NULL WHERE database = $1) SELECT pg_notify($2, '')`, in.Name, redirect.RoutesChannel); err != nil {
-		return nil, fmt.Errorf("take the tombstone back: %w", err)
+	if err := s.clearTombstone(ctx, in.Name); err != nil {
+		return nil, err
 	}
 	s.reload(ctx)
 	s.tell(ctx, progress.Entry{Database: d.Name, Kind: "database", ID: d.Name, Event: "undeleted", Data: map[string]any{"name": d.Name}})

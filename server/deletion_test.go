@@ -261,6 +261,28 @@ func TestDeletionByCode(t *testing.T) {
 		t.Errorf("after nobody confirmed: %s", d.State)
 	}
 
+	// What was stopped is stopped again, also after it was asked twice; what a dying server left of a confirmation goes.
+	b.must("PATCH", path, api.DatabaseUpdate{State: new("stopped")}, nil)
+	b.beginDelete(api.DeletePlan{Database: name, Certificate: &cert})
+	b.beginDelete(api.DeletePlan{Database: name, Certificate: &cert})
+	b.exec(`UPDATE rehome_control.redirects SET tombstone_until = now() WHERE database = $1`, name)
+	b.clock.advance(otp.ConfirmationTTL + time.Minute)
+	if err := b.abandonExpired(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if b.must("GET", path, nil, &d); d.State != "stopped" {
+		t.Errorf("a stopped database whose deletion nobody confirmed: %s", d.State)
+	}
+	if b.must("GET", path+"/redirect", nil, &r); r.TombstoneUntil != nil {
+		t.Error("the tombstone stays")
+	}
+	b.must("PATCH", path, api.DatabaseUpdate{State: new("active")}, nil)
+
+	// A mail whose deletion was taken back deletes nothing, even if the confirmation outlived that.
+	m = b.beginDelete(api.DeletePlan{Database: name, Certificate: &cert})
+	b.exec(`UPDATE rehome_control.databases SET state = 'active' WHERE name = $1`, name)
+	b.refused(b.do("POST", path+"/delete/confirm", api.DeleteConfirm{Code: m.Code}, nil), 404, tenant.KindNotFound, "no-confirmation")
+
 	m = b.beginDelete(api.DeletePlan{Database: name, Certificate: &cert})
 	b.must("POST", path+"/delete/confirm", api.DeleteConfirm{Code: m.Code}, &st)
 	b.clock.advance(b.cfg.DeleteGrace - time.Hour)

@@ -77,6 +77,7 @@ func TestErrors(t *testing.T) {
 		"bad-listen":           {Environ: environ(append(good, "REHOME_LISTEN=8080")...)},
 		"bad-usage-stats":      {Environ: environ(append(good, "REHOME_USAGE_STATS=yes")...)},
 		"bad-drain-timeout":    {Environ: environ(append(good, "REHOME_DRAIN_TIMEOUT=soon")...)},
+		"bad-max-connections":  {Environ: environ(append(good, "REHOME_MAX_CONNECTIONS=20s")...)},
 		"no-config-file":       {Environ: environ("REHOME_CONFIG=/nonexistent.toml")},
 		"bad-config-file":      {Environ: environ("REHOME_CONFIG=" + file("secret = topsecret"))},
 		"unknown-setting":      {Environ: environ("REHOME_CONFIG=" + file("secrets = \"topsecret\""))},
@@ -100,6 +101,9 @@ func TestPrintHidesSecrets(t *testing.T) {
 	}
 	var b bytes.Buffer
 	if err := c.Print(&b); err != nil {
+		t.Fatal(err)
+	}
+	if err := (Config{NATSURL: "nats://hidden@nats:4222"}).Print(&b); err != nil { // a token
 		t.Fatal(err)
 	}
 	if strings.Contains(b.String(), "hidden") {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -147,7 +148,8 @@ func decode(k *koanf.Koanf) (Config, error) {
 		*field = d
 	}
 	if text := k.String("max_connections"); text != "" {
-		if _, err := fmt.Sscanf(text, "%d", &c.MaxConnections); err != nil {
+		var err error
+		if c.MaxConnections, err = strconv.Atoi(text); err != nil { // all of it: 20s is no number
 			return Config{}, bad("bad-max-connections", "write a number", "the setting max_connections is no number")
 		}
 	}

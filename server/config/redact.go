@@ -17,8 +17,10 @@ func redactURL(raw string) string {
 		// A webhook's path is often its secret.
 		u.Path, u.RawPath = "", ""
 	}
-	if u.User != nil {
+	if _, both := u.User.Password(); u.User != nil && both {
 		u.User = url.User(u.User.Username())
+	} else if u.Scheme != "smtp" && u.Scheme != "smtps" {
+		u.User = nil // alone it is a token, to NATS for one
 	}
 	return u.String()
 }
