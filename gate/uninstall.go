@@ -18,7 +18,8 @@ const (
 
 // UninstallSource drops what InstallSource made. The publication and the slot must be gone. Where the gate says that the
 // data has moved, gate and fence stay, so that the old side never accepts a write again, unless dropFence asks for that;
-// marker and heartbeat go in any case. Otherwise everything goes: triggers, tables, function, and schema rehome if it
+// marker and heartbeat go in any case. While another replication publishes from this source nothing goes: there is one
+// gate for all of them, and the last one takes it along. Otherwise everything goes: triggers, tables, function, and schema rehome if it
 // was made here and nothing else is in it. It may be repeated; it waits for an attempt that holds the gate.
 func UninstallSource(ctx context.Context, conn *pgx.Conn, dropFence bool) error {
 	s, err := ReadGate(ctx, conn)
@@ -34,11 +35,24 @@ func UninstallSource(ctx context.Context, conn *pgx.Conn, dropFence bool) error 
 		}
 		return nil
 	}
+	if !dropFence {
+		var shared bool
+		if err := conn.QueryRow(ctx, othersPublish).Scan(&shared); err != nil {
+			return fmt.Errorf("uninstall the gate: look for other replications: %w", err)
+		}
+		if shared {
+			return nil
+		}
+	}
 	if err := remove(ctx, conn, s); err != nil {
 		return fmt.Errorf("uninstall the gate: %w", err)
 	}
 	return nil
 }
+
+// othersPublish: our own publication is gone when this is asked.
+const othersPublish = `
+SELECT EXISTS (SELECT FROM pg_catalog.pg_publication_rel WHERE prrelid = to_regclass('rehome.marker'))`
 
 // UninstallShard drops gate, fence function and triggers of a shard that is open, at the end of a replication. A shard
 // that is closed refuses with ErrShardClosed: without its fence it would accept writes beside the source. It may be

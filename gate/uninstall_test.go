@@ -1,6 +1,7 @@
 package gate_test
 
 import (
+	"errors"
 	osexec "os/exec"
 	"path/filepath"
 	"regexp"
@@ -123,5 +124,22 @@ func TestRaise(t *testing.T) {
 	}
 	if _, err := gate.Raise(t.Context(), s.conn, 1, 12); err == nil {
 		t.Error("a stale raise hit")
+	}
+}
+
+// Two replications of one source share its gate: cancelling one must not take the other's gate, marker and heartbeat.
+func TestUninstallLeavesAnothersGate(t *testing.T) {
+	t.Parallel()
+	s := setup(t, schemaSQL)
+	must(t, gate.InstallSource(t.Context(), s.conn, pass))
+	exec(t, s.conn, "CREATE PUBLICATION rehome_other FOR TABLE rehome.marker, rehome.heartbeat")
+	must(t, gate.UninstallSource(t.Context(), s.conn, false))
+	_, err := gate.ReadGate(t.Context(), s.conn)
+	must(t, err)
+	must(t, gate.WriteMarker(t.Context(), s.conn, "att", gate.MarkCutover))
+	exec(t, s.conn, "DROP PUBLICATION rehome_other")
+	must(t, gate.UninstallSource(t.Context(), s.conn, false))
+	if _, err := gate.ReadGate(t.Context(), s.conn); !errors.Is(err, gate.ErrNoGate) {
+		t.Errorf("the last one left the gate: %v", err)
 	}
 }

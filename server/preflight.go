@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/rehomedb/rehome/gate"
 	"github.com/rehomedb/rehome/replicator/preflight"
 	"github.com/rehomedb/rehome/server/api"
 	"github.com/rehomedb/rehome/shard"
@@ -108,7 +109,28 @@ func (s *Server) check(ctx context.Context, source tenant.DSN, t target, o tenan
 	if err != nil {
 		return r, fmt.Errorf("preflight: %w", err)
 	}
+	if f := s.checkGate(ctx, source); f != nil {
+		r.Findings = append(r.Findings, *f)
+	}
 	return r, nil
+}
+
+// checkGate refuses a source that was cut over: its writes go to another target, and it could never be cut over again.
+// What cannot be asked the preflight itself has found.
+func (s *Server) checkGate(ctx context.Context, source tenant.DSN) *tenant.Finding {
+	conn, err := open(ctx, source)
+	if err != nil {
+		return nil
+	}
+	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	state, err := gate.ReadGate(ctx, conn)
+	if err != nil || state.Side != gate.SideTarget {
+		return nil
+	}
+	return &tenant.Finding{
+		Severity: tenant.Blocking, Code: "source-cut-over", Object: "source", Message: "the source was cut over already: " + state.NewURL + " takes its writes",
+		Remedy: "replicate from there; or, if the source shall be written again, complete that replication with: rehome complete --drop-fence",
+	}
 }
 
 func (s *Server) preflight(ctx context.Context, in *preflightInput) (*preflightOutput, error) {

@@ -3,7 +3,10 @@ package server
 import (
 	"errors"
 	"net/http"
+	"slices"
 	"testing"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/rehomedb/rehome/server/api"
 	"github.com/rehomedb/rehome/tenant"
@@ -74,4 +77,22 @@ func TestOperatorIsNotLockedOut(t *testing.T) {
 	}
 	b.refused(b.do(http.MethodGet, "/v1/installation", nil, nil, withKey("nobody:nothing")), 429, tenant.KindUnauthorised, "rate-limited")
 	b.must(http.MethodGet, "/v1/installation", nil, nil)
+}
+
+// A source has one gate. Once it was cut over it can go nowhere else: nobody is asked for a code that starts that.
+func TestSourceThatWasCutOver(t *testing.T) {
+	t.Parallel()
+	b, _, p := journey(t)
+	conn, err := pgx.Connect(t.Context(), p.From)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(t.Context()) }()
+	cutOver(t, conn, "another")
+	var pre api.Preflight
+	b.must(http.MethodPost, "/v1/preflight", p, &pre)
+	if pre.OK || !slices.ContainsFunc(pre.Findings, func(f tenant.Finding) bool { return f.Code == "source-cut-over" && f.Remedy != "" }) {
+		t.Errorf("got %+v", pre)
+	}
+	b.refused(b.do(http.MethodPost, "/v1/challenges", api.ChallengeRequest{Action: "start-replication", Start: &p}, nil), 409, tenant.KindRefused, "preflight-refused")
 }

@@ -27,7 +27,7 @@ func (r *run) checkSource(ctx context.Context, f *findings) error {
 	case err != nil:
 		return err
 	case state.Side != gate.SideSource:
-		f.add(tenant.Blocking, "gate-not-at-source", "source", "it was cut over already; see rehome replications", "the gate at the source says that the %s writes (epoch %d)", state.Side, state.Epoch)
+		f.add(tenant.Blocking, "gate-not-at-source", "source", "it was cut over already; see rehome replications", "the gate at the source says that the %s writes (epoch %d, %s)", state.Side, state.Epoch, state.NewURL)
 	}
 	r.rec.Epoch = state.Epoch
 	if err := conn.QueryRow(ctx, `SELECT system_identifier::text FROM pg_control_system()`).Scan(&r.rec.SystemID); err != nil {

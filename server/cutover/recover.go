@@ -17,11 +17,12 @@ import (
 // Resolution is what ResolveAndFollow found.
 type Resolution struct {
 	State    gate.State // the gate's, committed
+	Foreign  bool       // the gate says target, but another replication's: the source was cut over to somewhere else
 	Resolved []Report   // attempts that were unfinished and have an outcome now
 }
 
-// Decided reports whether the target may write.
-func (r Resolution) Decided() bool { return r.State.Side == gate.SideTarget }
+// Decided reports whether this replication's target may write.
+func (r Resolution) Decided() bool { return r.State.Side == gate.SideTarget && !r.Foreign }
 
 // ResolveAndFollow ends what another server, or this one before a crash, left unfinished: it resolves every unfinished
 // attempt of the replication at the source, makes the shards follow the gate, and writes outcomes and certificates. It
@@ -40,7 +41,10 @@ func (c *Coordinator) ResolveAndFollow(ctx context.Context, job Job) (Resolution
 		if errors.Is(err, gate.ErrNoGate) {
 			return res, nil
 		}
-		if err != nil || !res.Decided() {
+		if err != nil {
+			return res, err
+		}
+		if res.Foreign, err = c.foreign(ctx, job, res.State); err != nil || !res.Decided() {
 			return res, err
 		}
 		return res, c.followAll(ctx, job, res.State)
@@ -55,7 +59,12 @@ func (c *Coordinator) ResolveAndFollow(ctx context.Context, job Job) (Resolution
 		}
 	}
 	// The last resolution's state is the newest: epochs only rise.
-	if err := c.followAll(ctx, job, res.State); err != nil {
+	if res.Foreign, err = c.foreign(ctx, job, res.State); err != nil {
+		return res, err
+	}
+	if res.Foreign {
+		c.cfg.Logger.Error("the source was cut over to another target", "replication", job.Replication, "attempt", res.State.Attempt, "target", res.State.NewURL)
+	} else if err := c.followAll(ctx, job, res.State); err != nil {
 		return res, followUpError(err)
 	}
 	opened := c.cfg.Now()
@@ -116,6 +125,25 @@ func (c *Coordinator) unfinished(ctx context.Context, replication string) ([]*re
 		return nil, fmt.Errorf("look for unfinished attempts: %w", err)
 	}
 	return recs, nil
+}
+
+// foreign reports whether a decision for the target is another replication's. A source has one gate, whoever replicates
+// from it, and only the shards that the decision was for may follow it: others would take writes beside them. The record
+// of the attempt tells; where there is none, since it was made by another installation or the control database was
+// restored, the address that the gate names.
+func (c *Coordinator) foreign(ctx context.Context, job Job, s gate.State) (bool, error) {
+	if s.Side != gate.SideTarget {
+		return false, nil
+	}
+	var replication string
+	err := c.cfg.Pool.QueryRow(ctx, `SELECT replication FROM rehome_control.cutovers WHERE attempt = $1`, s.Attempt).Scan(&replication)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return s.NewURL != job.TargetURL, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look for the attempt that decided: %w", err)
+	}
+	return replication != job.Replication, nil
 }
 
 func (c *Coordinator) followAll(ctx context.Context, job Job, state gate.State) error {
