@@ -121,7 +121,7 @@ func (s *Server) checkRedirected(ctx context.Context, d shard.Database, _ api.De
 // side has a gate of its own, the gate's word that it is the one.
 func (s *Server) checkCertificate(ctx context.Context, d shard.Database, in api.DeletePlan) (*tenant.Finding, error) {
 	finding := func(format string, args ...any) *tenant.Finding {
-		return &tenant.Finding{Code: forceCertificate, Message: fmt.Sprintf(format, args...), Remedy: "fetch the certificate from the new side (GET /v1/replications/ID/certificate) and send it along"}
+		return &tenant.Finding{Code: forceCertificate, Message: fmt.Sprintf(format, args...), Remedy: "fetch it from the new side (rehome certificate show ID -o json > FILE) and name it: --certificate FILE"}
 	}
 	c := in.Certificate
 	if c == nil {
