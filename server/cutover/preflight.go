@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/rehomedb/rehome/replicator/catalog"
 	"github.com/rehomedb/rehome/tenant"
 )
 
@@ -56,6 +57,14 @@ func (r *run) preflight(ctx context.Context) error {
 	}
 	if err := r.checkLag(ctx, f); err != nil {
 		return err
+	}
+	if step := catalog.Step(len(r.job.Shards)); step > 1 {
+		for _, s := range r.job.Shards {
+			if s.Ordinal >= step {
+				f.add(tenant.Blocking, "shard-number", "shard "+s.Name, "put the database on shards that were among the first of the installation",
+					"it is number %d of the installation, and sequences leave room for %d shards: two could hand out one value", s.Ordinal+1, step)
+			}
+		}
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return r.checkSource(gctx, f) })
