@@ -1,10 +1,12 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/rehomedb/rehome/server/api"
@@ -45,10 +47,22 @@ func (s *Server) audit(ctx context.Context, row auditRow) error {
 		return fmt.Errorf("encode the audit detail: %w", err)
 	}
 	if _, err := s.pool.Exec(ctx, `INSERT INTO rehome_control.audit (at, actor, action, object, outcome, address, detail) VALUES ($1,$2,$3,$4,$5,$6,$7)`,
-		s.cfg.Now(), row.actor, row.action, row.object, row.outcome, row.address, detail); err != nil {
+		s.cfg.Now(), storable(row.actor), row.action, storable(row.object), row.outcome, row.address, bytes.ReplaceAll(detail, []byte(`\u0000`), []byte(`\ufffd`))); err != nil {
 		return fmt.Errorf("write the audit log: %w", err)
 	}
 	return nil
+}
+
+// maxObject bounds what a request names: the rest of it says no more.
+const maxObject = 512
+
+// storable is a text that a client sent as Postgres takes it: nobody leaves the log by what he sends.
+func storable(s string) string {
+	s = strings.ToValidUTF8(strings.ReplaceAll(s, "\x00", "\ufffd"), "\ufffd")
+	if len(s) > maxObject {
+		s = strings.ToValidUTF8(s[:maxObject], "")
+	}
+	return s
 }
 
 // auditRequest writes the row of an API request.

@@ -111,3 +111,17 @@ func TestFailuresByNetwork(t *testing.T) {
 		t.Error("time does not heal")
 	}
 }
+
+// Nobody leaves the audit log by what he sends.
+func TestWhatPostgresTakesForNoText(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	for _, path := range []string{"/v1/databases/%00", "/v1/databases/%ff", "/v1/%00"} {
+		b.refused(b.do("GET", path, nil, nil), 422, tenant.KindInvalid, "bad-path")
+	}
+	b.refused(b.do("POST", "/v1/clients", `{"email":"a\u0000b@example.com"}`, nil), 422, tenant.KindInvalid, "bad-email")
+	b.refused(b.do("POST", "/v1/clients", api.ClientRequest{Email: strings.Repeat("x", 100_000)}, nil), 422, tenant.KindInvalid, "bad-email")
+	if n := b.audited("authorize-client", "refused", "bad-email"); n != 2 {
+		t.Errorf("%d of 2 refusals are in the audit log", n)
+	}
+}

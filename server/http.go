@@ -7,6 +7,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
@@ -155,6 +156,10 @@ func redactPath(path string) string {
 func (s *Server) guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+		if !utf8.ValidString(r.URL.Path) || strings.ContainsRune(r.URL.Path, 0) { // no name has them, and Postgres takes them for no text
+			s.writeProblem(w, r, tenant.Errorf(tenant.KindInvalid, "bad-path", "see /v1/openapi.json", "the path holds bytes that are no text"))
+			return
+		}
 		if strings.HasPrefix(r.URL.Path, "/v1/openapi") || strings.HasPrefix(r.URL.Path, "/v1/delete/") {
 			next.ServeHTTP(w, r)
 			return
