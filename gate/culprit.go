@@ -32,7 +32,15 @@ func (c Culprit) String() string {
 	if c.State == "" {
 		return fmt.Sprintf("pid %d (%s); what it does is hidden from this role (GRANT pg_read_all_stats shows it)", c.PID, who)
 	}
-	return fmt.Sprintf("pid %d (%s), %s, transaction open for %s: %s", c.PID, who, c.State, c.Age.Round(100*time.Millisecond), strings.Join(strings.Fields(c.Query), " "))
+	return fmt.Sprintf("pid %d (%s), %s, transaction open for %s: %s", c.PID, who, c.State, c.Age.Round(100*time.Millisecond), c.statement())
+}
+
+// statement is the query on one line. Reports, events and findings carry it, so one that may set a password is left out.
+func (c Culprit) statement() string {
+	if strings.Contains(strings.ToLower(c.Query), "passw") {
+		return "(a statement about a password)"
+	}
+	return strings.Join(strings.Fields(c.Query), " ")
 }
 
 // selectBlockers: who a session waits for. pg_blocking_pids gives 0 for prepared transactions; those that hold any lock in
