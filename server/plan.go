@@ -34,6 +34,8 @@ const (
 	defaultMaxPause = 5 * time.Second
 	// maxMaxPause bounds how long writers may be kept waiting: beyond it clients' own timeouts fire.
 	maxMaxPause = 60 * time.Second
+	// holdMargin is how much longer than the maximum pause a cutover may ask gateways to hold.
+	holdMargin = 5 * time.Second
 	// verificationFresh is how old the verification of a cutover may be: what the cutover itself will allow, so that
 	// nobody is asked for a code that it then refuses.
 	verificationFresh = cutover.VerificationMaxAge

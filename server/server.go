@@ -139,7 +139,11 @@ func (s *Server) makeParts(ctx context.Context, deps Deps) (err error) {
 		return fmt.Errorf("make the publisher of news: %w", err)
 	}
 	s.news = news
-	s.gateway = redirect.New(redirect.Config{Pool: s.pool, Now: s.cfg.Now, Logger: s.log, Server: s.name, UsageStats: s.cfg.UsageStats == "enabled"})
+	s.gateway = redirect.New(redirect.Config{
+		Pool: s.pool, Now: s.cfg.Now, Logger: s.log, Server: s.name, UsageStats: s.cfg.UsageStats == "enabled",
+		// As long as a person may let a cutover pause the writes, and what it then takes to take it back.
+		MaxHold: maxMaxPause + holdMargin,
+	})
 	s.otp = otp.New(otp.Config{Pool: s.pool, Seal: s.box, Channel: s.channel, Now: s.cfg.Now, Logger: s.log, Audit: s.auditOTP, Issuer: "Rehome"})
 	if s.jobs, err = s.newJobs(); err != nil {
 		return err

@@ -2,6 +2,8 @@
 // plain data; the server's handlers turn it into OpenAPI.
 //
 //	GET    /v1/installation                              Installation
+//	GET    /v1/doctor                                    Doctor
+//	POST   /v1/doctor/fix                                Doctor                                     (with repairs)
 //	POST   /v1/email-channel                             EmailChannelRequest -> EmailChannel       (sends a test mail)
 //	GET    /v1/shards                                    []Shard
 //	POST   /v1/shards                                    ShardRequest -> Shard

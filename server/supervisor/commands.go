@@ -224,7 +224,10 @@ func (r *runner) end(ctx context.Context, c command, jobs *jobs) (tenant.State, 
 		err := r.cleanUp(ctx, c)
 		if err == nil {
 			// With the answer: the event of the last phase is then the stream's last, and whoever watches may stop there.
-			return r.journal.observe(ctx, o, func(tx pgx.Tx, next tenant.State) error { return r.answer(ctx, tx, c, next, nil) })
+			var st tenant.State
+			if st, err = r.journal.observe(ctx, o, func(tx pgx.Tx, next tenant.State) error { return r.answer(ctx, tx, c, next, nil) }); err == nil {
+				return st, nil
+			}
 		}
 		if ctx.Err() != nil || errors.Is(err, replicator.ErrFenced) {
 			return r.state(), err
@@ -253,11 +256,23 @@ func (r *runner) cleanUp(ctx context.Context, c command) error {
 	if err != nil {
 		return err
 	}
+	if st := rec.state; st.Phase == tenant.Created || (st.Phase == tenant.Paused && st.Resume == tenant.Created) {
+		// Nothing was made anywhere yet, and the source may be one that never answered.
+		return r.journal.held(ctx)
+	}
 	e, err := r.makeEngine(rec)
 	if err != nil {
 		return err
 	}
+	// Each step that destroys something asks first whether this server is still the owner: had it been stopped for a while,
+	// another might have ended this replication and begun the next one on the same database.
+	if err := r.journal.held(ctx); err != nil {
+		return err
+	}
 	if err := e.CleanUp(ctx); err != nil {
+		return err
+	}
+	if err := r.journal.held(ctx); err != nil {
 		return err
 	}
 	err = e.AtSource(ctx, func(conn *pgx.Conn) error {
@@ -273,6 +288,9 @@ func (r *runner) cleanUp(ctx context.Context, c command) error {
 		return gate.UninstallSource(ctx, conn, c.Args.DropFence)
 	})
 	if err != nil {
+		return err
+	}
+	if err := r.journal.held(ctx); err != nil {
 		return err
 	}
 	if c.Kind == api.CommandComplete {

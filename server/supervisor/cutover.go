@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/rehomedb/rehome/replicator"
 	"github.com/rehomedb/rehome/server/api"
 	"github.com/rehomedb/rehome/server/cutover"
 	"github.com/rehomedb/rehome/tenant"
@@ -45,7 +46,10 @@ func (r *runner) settle(ctx context.Context) error {
 		if err == nil {
 			var res cutover.Resolution
 			if res, err = r.s.cutovers.ResolveAndFollow(ctx, r.job(rec)); err == nil {
-				return r.decided(ctx, res.Decided())
+				err = r.decided(ctx, res.Decided())
+			}
+			if err == nil || errors.Is(err, replicator.ErrFenced) {
+				return err
 			}
 		}
 		if ctx.Err() != nil {
@@ -111,8 +115,9 @@ func (r *runner) cutover(ctx context.Context, c command) (*api.CutoverReport, er
 	// Whatever was said, the phase follows the gate.
 	if report.Outcome == cutover.OutcomeTarget && failure == nil {
 		err = r.decided(ctx, true)
-	} else {
-		err = r.settle(ctx)
+	}
+	if r.state().Phase == tenant.CuttingOver && !errors.Is(err, replicator.ErrFenced) {
+		err = r.settle(ctx) // also when only the recording failed
 	}
 	if err != nil {
 		return &report, err

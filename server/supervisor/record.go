@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -83,15 +85,36 @@ type journal struct {
 	changed  func(tenant.State)
 }
 
+// stallTimeout ends a transaction of ours that does not go on, as when the process is stopped in the middle of one: it holds
+// the lease's row, and nobody could take over. Far above what a transaction here takes, below what a take-over waits anyway.
+const stallTimeout = 5 * time.Second
+
 // owned makes sure, in a transaction, that this server still holds the lease, and keeps it so until the commit.
 func (j *journal) owned(ctx context.Context, tx pgx.Tx) error {
 	var one int
-	err := tx.QueryRow(ctx, `SELECT 1 FROM rehome_control.leases WHERE resource = $1 AND holder = $2 AND epoch = $3 FOR SHARE`,
-		resource(j.id), j.s.cfg.Server, j.epoch).Scan(&one)
+	var timeout string
+	err := tx.QueryRow(ctx, `SELECT 1, set_config('idle_in_transaction_session_timeout', $4, true)
+		FROM rehome_control.leases WHERE resource = $1 AND holder = $2 AND epoch = $3 FOR SHARE`,
+		resource(j.id), j.s.cfg.Server, j.epoch, strconv.FormatInt(stallTimeout.Milliseconds(), 10)).Scan(&one, &timeout)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return replicator.ErrFenced
 	}
 	return err
+}
+
+// held asks whether this server still holds the lease; ErrFenced if not.
+func (j *journal) held(ctx context.Context) error {
+	return j.guarded(ctx, func(pgx.Tx) error { return nil })
+}
+
+// guarded writes while this server holds the lease.
+func (j *journal) guarded(ctx context.Context, write func(pgx.Tx) error) error {
+	return pgx.BeginFunc(ctx, j.s.cfg.Pool, func(tx pgx.Tx) error {
+		if err := j.owned(ctx, tx); err != nil {
+			return err
+		}
+		return write(tx)
+	})
 }
 
 // Observe implements replicator.Journal: the phase follows from the row as it is, with its event.
@@ -152,8 +175,11 @@ func (j *journal) SaveOrigin(ctx context.Context, o replicator.Origin) error {
 	if err != nil {
 		return err
 	}
-	_, err = j.s.cfg.Pool.Exec(ctx, `UPDATE rehome_control.replications SET source_identity = $2, catalogue = $3, start_lsn = $4::pg_lsn, updated_at = now() WHERE id = $1`,
-		j.id, origin, cat, o.StartLSN.String())
+	err = j.guarded(ctx, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `UPDATE rehome_control.replications SET source_identity = $2, catalogue = $3, start_lsn = $4::pg_lsn, updated_at = now() WHERE id = $1`,
+			j.id, origin, cat, o.StartLSN.String())
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("record the source: %w", err)
 	}
@@ -163,10 +189,13 @@ func (j *journal) SaveOrigin(ctx context.Context, o replicator.Origin) error {
 // ChangeSource implements replicator.Journal.
 func (j *journal) ChangeSource(ctx context.Context, c tenant.SourceChange) error {
 	// A change that was recorded before a crash keeps its first record: what undoes it was read before it was made.
-	_, err := j.s.cfg.Pool.Exec(ctx, `INSERT INTO rehome_control.source_changes (replication, ordinal, object, description, do_sql, undo_sql)
-		SELECT $1, coalesce(max(ordinal), 0) + 1, $2, $3, $4, $5 FROM rehome_control.source_changes WHERE replication = $1
-		HAVING NOT EXISTS (SELECT 1 FROM rehome_control.source_changes WHERE replication = $1 AND do_sql = $4)`,
-		j.id, c.Object, c.Description, c.Do, c.Undo)
+	err := j.guarded(ctx, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `INSERT INTO rehome_control.source_changes (replication, ordinal, object, description, do_sql, undo_sql)
+			SELECT $1, coalesce(max(ordinal), 0) + 1, $2, $3, $4, $5 FROM rehome_control.source_changes WHERE replication = $1
+			HAVING NOT EXISTS (SELECT 1 FROM rehome_control.source_changes WHERE replication = $1 AND do_sql = $4)`,
+			j.id, c.Object, c.Description, c.Do, c.Undo)
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("record a change of the source: %w", err)
 	}
@@ -175,9 +204,12 @@ func (j *journal) ChangeSource(ctx context.Context, c tenant.SourceChange) error
 
 // CopiedTable implements replicator.Journal.
 func (j *journal) CopiedTable(ctx context.Context, relation string, watermark tenant.LSN, rows, bytes int64) error {
-	_, err := j.s.cfg.Pool.Exec(ctx, `INSERT INTO rehome_control.replication_chunks (replication, relation, watermark, rows, bytes) VALUES ($1, $2, $3::pg_lsn, $4, $5)
-		ON CONFLICT (replication, relation, chunk) DO UPDATE SET watermark = excluded.watermark, rows = excluded.rows, bytes = excluded.bytes, finished_at = now()`,
-		j.id, relation, watermark.String(), rows, bytes)
+	err := j.guarded(ctx, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `INSERT INTO rehome_control.replication_chunks (replication, relation, watermark, rows, bytes) VALUES ($1, $2, $3::pg_lsn, $4, $5)
+			ON CONFLICT (replication, relation, chunk) DO UPDATE SET watermark = excluded.watermark, rows = excluded.rows, bytes = excluded.bytes, finished_at = now()`,
+			j.id, relation, watermark.String(), rows, bytes)
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("record a copied table: %w", err)
 	}

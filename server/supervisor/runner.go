@@ -132,7 +132,11 @@ func (r *runner) startEngine(ctx context.Context) {
 			return
 		}
 	}
-	if ctx.Err() == nil {
+	switch {
+	case ctx.Err() != nil:
+	case replicator.IsRetryable(err):
+		r.log.Warn("start the engine; trying again", "error", err)
+	default:
 		r.log.Error("start the engine", "error", err)
 		te := tenant.AsError(err)
 		if _, err := r.journal.Observe(ctx, tenant.Observation{Kind: tenant.SawProblem, Reason: te.Error(), Remedy: te.Hint}); err != nil {
@@ -187,12 +191,16 @@ func (r *runner) serve(ctx context.Context) error {
 				r.log.Error("the engine stopped", "error", err)
 			}
 			r.stopEngine()
-			if st := r.state(); err != nil && st.Phase != tenant.Paused && !st.Phase.Terminal() {
+			if err != nil {
 				if err := pauseFor(ctx, lookEvery); err != nil {
 					return nil
 				}
-				r.startEngine(ctx)
 			}
+		}
+		// Whatever became of the last one, an engine runs while the phase asks for it: it may have met a problem in a phase
+		// that a problem does not pause, or have been resumed before it had ended.
+		if r.current() == nil {
+			r.startEngine(ctx)
 		}
 		open, err := r.openCommands(ctx)
 		if err != nil && ctx.Err() == nil {
