@@ -307,12 +307,23 @@ func TestDeletionByCode(t *testing.T) {
 		t.Errorf("a tombstone answers %d", status)
 	}
 	b.clock.advance(b.cfg.Tombstone)
+	own := withKey(b.client(api.ClientRequest{Email: owner, Databases: []string{name, name}}))
+	both := withKey(b.client(api.ClientRequest{Email: owner, Databases: []string{name, "other"}}))
+	b.refused(b.do("DELETE", path+"/redirect", nil, nil, own), 403, tenant.KindUnauthorised, "scope-missing")
 	b.eventually("the tombstone ends", func() bool { status, _ := b.visit(name); return status == http.StatusGone })
 	for _, action := range []string{"delete-database", "confirm-delete", "undelete-database", "purge-database", "otp.delete-begin"} {
 		if b.audited(action, "ok", "") == 0 {
 			t.Errorf("%s is not in the audit log", action)
 		}
 	}
+
+	// The name is free again, and the keys of who had it are not for who has it next.
+	b.must("DELETE", path+"/redirect", nil, nil)
+	dsn := sourceDatabase(t)
+	b.must("POST", "/v1/databases/adopt", api.AdoptRequest{Name: name, DSN: dsn.Reveal(), Owner: "next@example.com"}, nil)
+	b.refused(b.do("GET", path, nil, nil, own), 401, tenant.KindUnauthorised, "bad-credentials")
+	b.refused(b.do("GET", path, nil, nil, both), 404, tenant.KindNotFound, "database-not-found")
+	b.must("GET", path, nil, nil, withKey(b.client(api.ClientRequest{Databases: []string{name}})))
 }
 
 func TestDeletionByLink(t *testing.T) {

@@ -143,7 +143,11 @@ func (s *Server) clearRedirect(ctx context.Context, in *namedInput) (*none, erro
 	case errors.As(err, &te) && te.Kind == tenant.KindNotFound: // only the redirect is left
 	case err != nil:
 		return nil, err
-	case d.State == shard.Deleted || d.State == shard.Purged:
+	case d.State == shard.Purged: // it frees the name, and ends the tombstone: the installation's decision
+		if err := permit(requestOf(ctx).principal, scopeAdmin, true); err != nil {
+			return nil, err
+		}
+	case d.State == shard.Deleted:
 		// It could not be set again, and its clients would be left with nothing.
 		return nil, tenant.Errorf(tenant.KindConflict, "database-deleted", "undelete it first (rehome undelete)", "database %s is %s: its redirect is all that its clients have", d.Name, d.State)
 	}

@@ -146,7 +146,23 @@ func forgetPurged(ctx context.Context, tx pgx.Tx, name string) error {
 	if !errors.Is(err, pgx.ErrNoRows) {
 		return err
 	}
-	_, err = tx.Exec(ctx, `DELETE FROM rehome_control.placements WHERE database = $1`, name)
+	if _, err := tx.Exec(ctx, `DELETE FROM rehome_control.placements WHERE database = $1`, name); err != nil {
+		return err
+	}
+	return forgetKeys(ctx, tx, name)
+}
+
+// forgetKeys takes a name out of the keys of those who had it before: the next database of that name is somebody else's.
+// A key that is left without any would be one for everything, so it ends.
+func forgetKeys(ctx context.Context, tx pgx.Tx, name string) error {
+	var purged bool // a key may be made before its database
+	if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM rehome_control.databases WHERE name = $1 AND state = 'purged')`, name).Scan(&purged); err != nil || !purged {
+		return err
+	}
+	_, err := tx.Exec(ctx, `UPDATE rehome_control.api_clients SET
+			revoked_at = CASE WHEN array_remove(databases, $1) = '{}' THEN coalesce(revoked_at, now()) ELSE revoked_at END,
+			databases = CASE WHEN array_remove(databases, $1) = '{}' THEN databases ELSE array_remove(databases, $1) END
+		WHERE $1 = ANY (databases)`, name)
 	return err
 }
 

@@ -34,6 +34,11 @@ func Provision(ctx context.Context, conn *pgx.Conn) error {
 // ApplyPlacement writes to a shard what it owns under p. What is there already at the same or a later epoch stays: the
 // epoch of a shard only rises.
 func ApplyPlacement(ctx context.Context, conn *pgx.Conn, p tenant.Placement, shard string) error {
+	return applyPlacement(ctx, conn, p, shard, false)
+}
+
+// applyPlacement writes the same epoch once more if again is set.
+func applyPlacement(ctx context.Context, conn *pgx.Conn, p tenant.Placement, shard string, again bool) error {
 	if err := p.Validate(); err != nil {
 		return err
 	}
@@ -43,7 +48,7 @@ func ApplyPlacement(ctx context.Context, conn *pgx.Conn, p tenant.Placement, sha
 		}
 		var there int64
 		err := tx.QueryRow(ctx, `SELECT COALESCE(max(epoch), 0) FROM (SELECT epoch FROM rehome.owned UNION ALL SELECT epoch FROM rehome.pinned) e`).Scan(&there)
-		if err != nil || there >= p.Epoch {
+		if err != nil || there > p.Epoch || there == p.Epoch && !again {
 			return err
 		}
 		if _, err := tx.Exec(ctx, `DELETE FROM rehome.owned`); err != nil {
