@@ -136,6 +136,22 @@ func (s *Server) stream(watch func(context.Context, func(int64, progress.Event) 
 	}}
 }
 
+// stillValid ends a stream whose key was revoked or has expired since: streams last for days. That the control database
+// does not answer ends none.
+func (s *Server) stillValid(ctx context.Context) error {
+	p := requestOf(ctx).principal
+	if p == nil || p.operator {
+		return nil
+	}
+	var ended bool
+	err := s.pool.QueryRow(ctx, `SELECT NOT EXISTS (SELECT FROM rehome_control.api_clients
+		WHERE id = $1 AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $2))`, p.client, s.cfg.Now()).Scan(&ended)
+	if err == nil && ended {
+		return errBadCredentials
+	}
+	return nil
+}
+
 func (s *Server) writeStream(ctx context.Context, w http.ResponseWriter, rc *http.ResponseController, in <-chan sse) error {
 	beat := time.NewTicker(heartbeatEvery)
 	defer beat.Stop()
@@ -154,6 +170,9 @@ func (s *Server) writeStream(ctx context.Context, w http.ResponseWriter, rc *htt
 		case <-s.draining:
 			return errDraining
 		case <-beat.C:
+			if err := s.stillValid(ctx); err != nil {
+				return err
+			}
 			_, err = w.Write([]byte(": \n\n"))
 		case m := <-in:
 			_, err = fmt.Fprintf(w, "id: %d\ndata: %s\n\n", m.id, m.data)

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"strconv"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/rehomedb/rehome/progress"
+	"github.com/rehomedb/rehome/server/api"
 )
 
 // sseReader reads server-sent events from one connection.
@@ -155,5 +157,24 @@ func TestStopDrains(t *testing.T) {
 		if strings.Contains(b.logs.String(), bad) {
 			t.Errorf("%s while stopping:\n%s", bad, b.logs)
 		}
+	}
+}
+
+func TestStreamEndsWithItsKey(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	key := b.client(api.ClientRequest{})
+	id, _, _ := strings.Cut(key, ":")
+	p := &principal{actor: owner, client: id}
+	ctx := withRequest(t.Context(), &request{principal: p})
+	if err := b.stillValid(ctx); err != nil {
+		t.Fatal(err)
+	}
+	b.must("DELETE", "/v1/clients/"+id, nil, nil)
+	if err := b.stillValid(ctx); !errors.Is(err, errBadCredentials) {
+		t.Errorf("a revoked key goes on reading: %v", err)
+	}
+	if err := b.stillValid(withRequest(t.Context(), &request{principal: &principal{client: operatorName, operator: true}})); err != nil {
+		t.Errorf("the operator: %v", err)
 	}
 }
