@@ -56,6 +56,8 @@ type change struct {
 type truncation struct {
 	rels            []*relation
 	restartIdentity bool
+	// apart: a table of the same command was copied later, so that its rows are those of after the command.
+	apart bool
 }
 
 // group is what a lane applies as one target transaction, or a piece of one.

@@ -270,19 +270,35 @@ func (w *copyWorker) commit(ctx context.Context, c *pgx.Conn, leaf catalog.Leaf,
 	return err
 }
 
-// refresh reads the leaves' storage again: what changed since the catalogue was read is copied as it is now.
+// refreshLeaves reads the leaves' storage again: what was rewritten since the catalogue was read is copied as it is now. A
+// table that is still to be copied must otherwise be what was described: rows of a partition that came meanwhile would be
+// neither in the copy nor, before the new snapshot, in the stream.
 func (e *Engine) refreshLeaves(ctx context.Context, snap *view) error {
-	c, err := e.src.reader(ctx, snap.name, "copy")
+	now, err := e.describeUnder(ctx, snap)
 	if err != nil {
 		return err
 	}
-	defer closeSoon(c)
 	for i := range e.cat.Tables {
-		for k := range e.cat.Tables[i].Leaves {
-			l := &e.cat.Tables[i].Leaves[k]
-			err := c.QueryRow(ctx, `SELECT coalesce(pg_relation_filenode($1::oid), 0)::bigint`, l.OID).Scan(&l.Filenode)
-			if err != nil {
-				return fmt.Errorf("look up table %s: %w", l.Name, err)
+		t := &e.cat.Tables[i]
+		e.mu.Lock()
+		_, done := e.copied[t.OID]
+		e.mu.Unlock()
+		if done {
+			continue
+		}
+		fresh := now.Table(t.OID)
+		what := fmt.Sprintf("table %s is gone from the source", t.Name)
+		if fresh != nil {
+			what = changedTable(t, fresh)
+		}
+		if what != "" {
+			return stop("schema-changed", "cancel the replication and start it again", "%s before it was copied", what)
+		}
+		for k := range t.Leaves {
+			for _, l := range fresh.Leaves {
+				if l.OID == t.Leaves[k].OID {
+					t.Leaves[k].Filenode = l.Filenode
+				}
 			}
 		}
 	}

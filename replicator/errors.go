@@ -38,6 +38,8 @@ func IsRetryable(err error) bool {
 			return true
 		case pe.Code == "55006", pe.Code == "55P03", pe.Code == "25P03", pe.Code == "25P02":
 			return true // object in use, lock not available, idle in transaction, aborted by an earlier error
+		case pe.Code == "25006":
+			return true // read-only: while a failover is under way an address may still lead to the demoted server
 		}
 		switch pe.Code[:2] {
 		case "08", "40", "53", "57":

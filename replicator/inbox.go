@@ -113,6 +113,14 @@ func (b *inbox) commit(end tenant.LSN, marker string) {
 	signal(b.ready)
 }
 
+// again has a lane report a marker that its shard has already, as after a lost connection: durably, like any other.
+func (b *inbox) again(end tenant.LSN, at time.Time, marker string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.queue = append(b.queue, &group{first: at, end: end, marker: marker})
+	signal(b.ready)
+}
+
 func (b *inbox) last() *group {
 	if len(b.queue) == 0 {
 		return nil

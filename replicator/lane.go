@@ -87,13 +87,17 @@ func (l *lane) open(ctx context.Context) error {
 	l.mu.Unlock()
 	// What is there may still be in the WAL buffers of a server that is up: it counts once it is flushed.
 	var at tenant.LSN
-	if err := conn.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()::text`).Scan(&at); err != nil {
+	if err = conn.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()::text`).Scan(&at); err == nil {
+		l.mu.Lock()
+		l.pending = []flushMark{{wal: at, pos: pos.lsn}}
+		l.mu.Unlock()
+		err = l.pollFlush(ctx)
+	}
+	if err != nil {
+		l.close()
 		return fmt.Errorf("shard %s: %w", l.shard.Name, err)
 	}
-	l.mu.Lock()
-	l.pending = []flushMark{{wal: at, pos: pos.lsn}}
-	l.mu.Unlock()
-	return l.pollFlush(ctx)
+	return nil
 }
 
 func (l *lane) close() {
@@ -167,7 +171,7 @@ func (l *lane) apply(ctx context.Context, g *group) (err error) {
 	}()
 	run := pipelineRun{l: l, p: p}
 	run.exec("BEGIN")
-	pos, end, marker, txns, rows := l.pos, g.end, g.marker, 0, 0
+	pos, end, marker, txns, rows := l.pos, max(g.end, l.pos.lsn), g.marker, 0, 0
 	lead := end
 	if g.open {
 		lead = max(g.commit, pos.lsn+1)

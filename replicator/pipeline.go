@@ -14,11 +14,15 @@ import (
 // enough that the results fit the socket's buffers while we are still sending.
 const flushEvery = 500
 
+// flushBytes does the same for wide rows, which would otherwise pile up in the send buffer: 500 rows of 1 MB are 500 MB.
+const flushBytes = 1 << 20
+
 // pipelineRun sends the statements of one target transaction without waiting for each, and reads their results in order.
 type pipelineRun struct {
 	l    *lane
 	p    *pgconn.Pipeline
 	want []expected // results that are still to be read
+	sent int        // bytes of values since results were last read
 }
 
 // expected is what a result must be.
@@ -77,7 +81,10 @@ func (r *pipelineRun) changes(cs []change) error {
 		}
 		r.p.SendQueryPrepared(name, st.args, nil, nil)
 		r.want = append(r.want, expected{change: c, counts: st.counts})
-		if len(r.want) >= flushEvery {
+		for _, a := range st.args {
+			r.sent += len(a)
+		}
+		if len(r.want) >= flushEvery || r.sent >= flushBytes {
 			if err := r.results(); err != nil {
 				return err
 			}
@@ -97,7 +104,7 @@ func (r *pipelineRun) results() error {
 			return err
 		}
 	}
-	r.want = r.want[:0]
+	r.want, r.sent = r.want[:0], 0
 	return nil
 }
 

@@ -3,6 +3,7 @@ package replicator
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
@@ -63,7 +64,13 @@ func (e *Engine) prepare(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("source: %w", err)
 	}
+	if err := e.stillOwned(ctx); err != nil {
+		return err
+	}
 	if err := e.src.publish(ctx, cat); err != nil {
+		return err
+	}
+	if err := e.stillOwned(ctx); err != nil {
 		return err
 	}
 	snap, err := e.src.createSlot(ctx, cat.Server.Version >= 170000)
@@ -71,6 +78,9 @@ func (e *Engine) prepare(ctx context.Context) error {
 		return err
 	}
 	defer snap.close()
+	if cat, err = e.describeAgain(ctx, snap, cat); err != nil {
+		return err
+	}
 	err = e.eachShard(ctx, "setup", func(_ Shard, c *pgx.Conn) error {
 		return seedProgress(ctx, c, e.cfg.Replication, e.cfg.Epoch, snap.lsn)
 	})
@@ -131,6 +141,9 @@ func (e *Engine) copyAll(ctx context.Context) error {
 		return err
 	}
 	defer snap.close()
+	if err := e.noteCopied(ctx); err != nil {
+		return err
+	}
 	if err := e.refreshLeaves(ctx, snap); err != nil {
 		return err
 	}
@@ -220,6 +233,75 @@ func (e *Engine) describe(ctx context.Context) (*catalog.Catalogue, identity, er
 	}
 	cat.Server.SystemIdentifier = id.SystemIdentifier
 	return cat, id, nil
+}
+
+// stillOwned asks the journal, just before something is dropped at the source that a later owner may have made: the time
+// since the lease was taken may be long, and this server may have been stopped meanwhile.
+func (e *Engine) stillOwned(ctx context.Context) error {
+	_, err := e.observe(ctx, tenant.Observation{Kind: tenant.SawOwned})
+	return err
+}
+
+// describeAgain describes the source as the slot's snapshot sees it. What was published must still be all there is: rows of
+// a partition that came in between would be neither in the copy nor in the stream.
+func (e *Engine) describeAgain(ctx context.Context, snap *view, before *catalog.Catalogue) (*catalog.Catalogue, error) {
+	now, err := e.describeUnder(ctx, snap)
+	if err != nil {
+		return nil, err
+	}
+	now.Server.SystemIdentifier = before.Server.SystemIdentifier
+	for i := range now.Tables {
+		was := before.Table(now.Tables[i].OID)
+		what := changedTable(was, &now.Tables[i])
+		if id := now.Tables[i].Identity; what == "" && (was.Identity.Kind != id.Kind || !slices.Equal(was.Identity.Columns, id.Columns)) {
+			what = fmt.Sprintf("the replica identity of table %s changed", now.Tables[i].Name)
+		}
+		if what != "" {
+			return nil, tenant.Errorf(tenant.KindUnavailable, "source-changed", "", "%s while the slot was being made; it is made again", what)
+		}
+	}
+	if len(now.Tables) != len(before.Tables) {
+		return nil, tenant.Errorf(tenant.KindUnavailable, "source-changed", "", "a table was dropped while the slot was being made; it is made again")
+	}
+	return now, nil
+}
+
+func (e *Engine) describeUnder(ctx context.Context, snap *view) (*catalog.Catalogue, error) {
+	c, err := e.src.reader(ctx, snap.name, "setup")
+	if err != nil {
+		return nil, err
+	}
+	defer closeSoon(c)
+	cat, err := catalog.Describe(ctx, c, e.cfg.Options)
+	if err != nil {
+		return nil, fmt.Errorf("describe the source: %w", err)
+	}
+	return cat, nil
+}
+
+// changedTable says how a table's rows are no longer those that were described; "" when they are.
+func changedTable(before, now *catalog.Table) string {
+	switch {
+	case before == nil:
+		return fmt.Sprintf("table %s came up", now.Name)
+	case before.Name != now.Name:
+		return fmt.Sprintf("table %s was renamed to %s", before.Name, now.Name)
+	case !slices.EqualFunc(before.Columns, now.Columns, sameColumn):
+		return fmt.Sprintf("the columns of table %s changed", now.Name)
+	case !sameLeaves(before.Leaves, now.Leaves):
+		return fmt.Sprintf("the partitions of table %s changed", now.Name)
+	}
+	return ""
+}
+
+func sameColumn(a, b catalog.Column) bool {
+	return a.Num == b.Num && a.Name == b.Name && a.TypeOID == b.TypeOID && a.Mod == b.Mod && a.Generated == b.Generated
+}
+
+func sameLeaves(a, b []catalog.Leaf) bool {
+	return len(a) == len(b) && !slices.ContainsFunc(a, func(x catalog.Leaf) bool {
+		return !slices.ContainsFunc(b, func(y catalog.Leaf) bool { return x.OID == y.OID && x.Name == y.Name })
+	})
 }
 
 func (e *Engine) changeSource(ctx context.Context, changes []tenant.SourceChange) error {

@@ -11,6 +11,10 @@ import (
 	"github.com/rehomedb/rehome/tenant"
 )
 
+// firstUserOID is where the OIDs of objects begin that initdb did not make (FirstNormalObjectId of transam.h): only below
+// it does a type have the same OID on every server.
+const firstUserOID = 16384
+
 // bpcharOID is character(n), whose text form carries blanks that do not count (pg_type.dat).
 const bpcharOID = 1042
 
@@ -58,11 +62,23 @@ func (e *Engine) relate(ctx context.Context, m pgoutput.Relation, former *relati
 			rel.bpchar = columns[j].BaseOID == bpcharOID
 		}
 	}
+	if former != nil && former.sameAs(rel) {
+		// The source describes a table again whenever its statistics change: what is prepared for it stays good.
+		rel.version = former.version
+	}
 	return rel, nil
 }
 
 func sameShape(cat []catalog.Column, stream []pgoutput.Column) bool {
-	return slices.EqualFunc(cat, stream, func(c catalog.Column, s pgoutput.Column) bool { return c.Name == s.Name && c.TypeOID == s.TypeOID })
+	return slices.EqualFunc(cat, stream, func(c catalog.Column, s pgoutput.Column) bool {
+		return c.Name == s.Name && c.TypeOID == s.TypeOID && c.Mod == s.TypeMod
+	})
+}
+
+// sameAs reports whether statements made for one of two descriptions of a table serve the other.
+func (r *relation) sameAs(o *relation) bool {
+	return r.special == o.special && r.table != nil && o.table != nil && r.table.OID == o.table.OID && r.name == o.name && r.full == o.full &&
+		slices.Equal(r.columns, o.columns) && slices.Equal(r.keys, o.keys) && slices.Equal(r.table.PrimaryKey, o.table.PrimaryKey)
 }
 
 // reshaped answers for a table whose columns are not those of the catalogue: the shards' description of it, if every
@@ -86,7 +102,7 @@ func (e *Engine) reshaped(ctx context.Context, old *catalog.Table, m pgoutput.Re
 		if i < 0 {
 			return nil, shapeChanged(name, sh.Name, "the shard has no such table")
 		}
-		if what := difference(cat.Tables[i].Copied(), m.Columns); what != "" {
+		if what := difference(cat.Tables[i].Copied(), m.Columns, old); what != "" {
 			return nil, shapeChanged(name, sh.Name, what)
 		}
 		t := cat.Tables[i]
@@ -102,11 +118,15 @@ func shapeChanged(t tenant.TableName, shard, what string) error {
 }
 
 // difference says in words how a shard's columns differ from the stream's; "" when they do not.
-func difference(shard []catalog.Column, stream []pgoutput.Column) string {
-	var missing, extra []string
+func difference(shard []catalog.Column, stream []pgoutput.Column, old *catalog.Table) string {
+	var missing, extra, other []string
 	for _, s := range stream {
-		if !slices.ContainsFunc(shard, func(c catalog.Column) bool { return c.Name == s.Name }) {
+		i := slices.IndexFunc(shard, func(c catalog.Column) bool { return c.Name == s.Name })
+		switch {
+		case i < 0:
 			missing = append(missing, s.Name)
+		case differentType(shard[i], s, old.Column(s.Name)):
+			other = append(other, s.Name+" ("+shard[i].TypeMod+")")
 		}
 	}
 	for _, c := range shard {
@@ -121,5 +141,23 @@ func difference(shard []catalog.Column, stream []pgoutput.Column) string {
 	if len(extra) > 0 {
 		out = append(out, "the source no longer has "+strings.Join(extra, ", "))
 	}
+	if len(other) > 0 {
+		out = append(out, "the source has another type for "+strings.Join(other, ", "))
+	}
 	return strings.Join(out, "; ")
+}
+
+// differentType reports whether a shard's column is of another type than the stream's, or of the same with another
+// modifier: a value with more digits than numeric(10,2) holds would be rounded without a word. The OIDs of types that were
+// made by users are those of the source; what they meant when the replication began is known.
+func differentType(shard catalog.Column, s pgoutput.Column, old *catalog.Column) bool {
+	switch {
+	case shard.Mod != s.TypeMod:
+		return true
+	case s.TypeOID < firstUserOID || shard.TypeOID < firstUserOID:
+		return shard.TypeOID != s.TypeOID
+	case old != nil && old.TypeOID == s.TypeOID:
+		return old.Type != shard.Type
+	}
+	return false
 }

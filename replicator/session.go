@@ -29,7 +29,23 @@ var textSettings = map[string]string{
 	"lc_monetary":        "C",
 	"bytea_output":       "hex",
 	"search_path":        "pg_catalog",
+	"xmloption":          "content",
+	"array_nulls":        "on",
 }
+
+// limitless are the limits that a server, a database or a role may set for everybody: a copy, a comparison or an exported
+// snapshot outlasts them by design. lock_timeout is set where one is wanted.
+var limitless = map[string]string{
+	"statement_timeout":                   "0",
+	"lock_timeout":                        "0",
+	"idle_in_transaction_session_timeout": "0",
+	"default_transaction_isolation":       "read committed",
+	"default_transaction_read_only":       "off",
+	"default_transaction_deferrable":      "off",
+}
+
+// limitlessLater are those that only later versions know (14 and 17), so that they cannot be named when connecting.
+const limitlessLater = `SELECT set_config(name, '0', false) FROM pg_settings WHERE name IN ('idle_session_timeout', 'transaction_timeout') AND setting <> '0'`
 
 // parseDSN reads a connection string without letting its text into an error.
 func parseDSN(dsn tenant.DSN) (*pgx.ConnConfig, error) {
@@ -48,10 +64,15 @@ func connect(ctx context.Context, dsn tenant.DSN, name string, extra map[string]
 		return nil, err
 	}
 	maps.Copy(cfg.RuntimeParams, textSettings)
+	maps.Copy(cfg.RuntimeParams, limitless)
 	maps.Copy(cfg.RuntimeParams, extra)
 	cfg.RuntimeParams["application_name"] = name
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
+		return nil, connectError(dsn, err)
+	}
+	if _, err := conn.PgConn().Exec(ctx, limitlessLater).ReadAll(); err != nil {
+		closeSoon(conn)
 		return nil, connectError(dsn, err)
 	}
 	return conn, nil
@@ -64,10 +85,15 @@ func connectReplication(ctx context.Context, dsn tenant.DSN, name string) (*pgco
 		return nil, err
 	}
 	maps.Copy(cfg.RuntimeParams, textSettings)
+	maps.Copy(cfg.RuntimeParams, limitless)
 	cfg.RuntimeParams["replication"] = "database"
 	cfg.RuntimeParams["application_name"] = name
 	conn, err := pgconn.ConnectConfig(ctx, &cfg.Config)
 	if err != nil {
+		return nil, connectError(dsn, err)
+	}
+	if _, err := conn.Exec(ctx, limitlessLater).ReadAll(); err != nil {
+		closePgSoon(conn)
 		return nil, connectError(dsn, err)
 	}
 	return conn, nil

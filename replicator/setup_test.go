@@ -59,6 +59,8 @@ type memory struct {
 	copies  []string
 	// first, when set, is closed at the first table's end, where the engine then waits to be stopped.
 	first chan struct{}
+	// slow is how many milliseconds the note of a copied table takes.
+	slow int
 }
 
 func (m *memory) Observe(_ context.Context, o tenant.Observation) (tenant.State, error) {
@@ -92,7 +94,14 @@ func (m *memory) CopiedTable(ctx context.Context, relation string, _ tenant.LSN,
 	m.copies = append(m.copies, relation)
 	first := m.first
 	m.first = nil
+	slow := m.slow
 	m.mu.Unlock()
+	if slow > 0 {
+		select {
+		case <-time.After(time.Duration(slow) * time.Millisecond):
+		case <-ctx.Done():
+		}
+	}
 	if first != nil {
 		close(first)
 		<-ctx.Done()
@@ -245,6 +254,29 @@ func open(t testing.TB, dsn tenant.DSN) *pgx.Conn {
 	}
 	t.Cleanup(func() { _ = c.Close(context.Background()) })
 	return c
+}
+
+// openAs opens a session with the name of another.
+func openAs(t testing.TB, dsn tenant.DSN, name string) *pgx.Conn {
+	t.Helper()
+	cfg, err := pgx.ParseConfig(dsn.Reveal())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.RuntimeParams["application_name"] = name
+	c, err := pgx.ConnectConfig(context.Background(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close(context.Background()) })
+	return c
+}
+
+// within is a context that ends with the patience of the tests.
+func within(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	t.Cleanup(cancel)
+	return ctx
 }
 
 func exec(t testing.TB, c *pgx.Conn, sql string, args ...any) {

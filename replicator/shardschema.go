@@ -105,7 +105,8 @@ type position struct {
 }
 
 // takeLane makes this worker the only one that may commit at the shard: it raises the epoch under the row lock that
-// every group takes, and reads the position that is then certain. A zombie that holds the lock is terminated.
+// every group and every copy takes, and reads the position that is then certain. A zombie that holds the lock is
+// terminated: a server that was stopped or cut off in the middle of a copy would keep it for hours.
 func takeLane(ctx context.Context, conn *pgx.Conn, replication string, epoch int64) (position, error) {
 	var p position
 	for try := 0; ; try++ {
@@ -136,22 +137,32 @@ func takeLane(ctx context.Context, conn *pgx.Conn, replication string, epoch int
 			return p, fmt.Errorf("take over the shard: %w", err)
 		}
 		if _, err := conn.Exec(ctx, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-			WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name = $1`, laneName(replication)); err != nil {
+			WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name IN ($1, $2)`,
+			laneName(replication), copyName(replication)); err != nil {
 			return p, fmt.Errorf("end the former worker's session: %w", err)
 		}
 	}
 }
 
-// seedProgress sets a shard's position before the stream begins: to where the slot begins.
+// seedProgress sets a shard's position before the stream begins: to where the slot begins. It is fenced like a group: a
+// worker that was slow to make its slot must not reset what the next one has begun.
 func seedProgress(ctx context.Context, conn *pgx.Conn, replication string, epoch int64, at tenant.LSN) error {
 	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		var owned int
+		err := tx.QueryRow(ctx, `SELECT 1 FROM rehome.applier WHERE replication = $1 AND epoch = $2 FOR UPDATE`, replication, epoch).Scan(&owned)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return ErrFenced
+		}
+		if err != nil {
+			return err
+		}
 		if _, err := tx.Exec(ctx, `DELETE FROM rehome.progress WHERE replication = $1`, replication); err != nil {
 			return err
 		}
 		if _, err := tx.Exec(ctx, `DELETE FROM rehome.copied WHERE replication = $1`, replication); err != nil {
 			return err
 		}
-		_, err := tx.Exec(ctx, `INSERT INTO rehome.progress (replication, seq, epoch, lsn) VALUES ($1, 1, $2, $3::pg_lsn)`, replication, epoch, at.String())
+		_, err = tx.Exec(ctx, `INSERT INTO rehome.progress (replication, seq, epoch, lsn) VALUES ($1, 1, $2, $3::pg_lsn)`, replication, epoch, at.String())
 		return err
 	})
 	if err != nil {
@@ -161,3 +172,5 @@ func seedProgress(ctx context.Context, conn *pgx.Conn, replication string, epoch
 }
 
 func laneName(replication string) string { return "rehome-lane-" + replication }
+
+func copyName(replication string) string { return "rehome-copy-" + replication }

@@ -217,6 +217,10 @@ func useSnapshot(ctx context.Context, c *pgx.Conn, snap string) error {
 		return err
 	}
 	if _, err := c.Exec(ctx, "SET TRANSACTION SNAPSHOT "+tenant.QuoteLiteral(snap)); err != nil {
+		if pe, ok := errors.AsType[*pgconn.PgError](err); ok && (pe.Code == "22023" || pe.Code == "42704") {
+			// The session that exported it ended, as with a restart of the server; a new snapshot serves as well.
+			return tenant.Errorf(tenant.KindUnavailable, "snapshot-gone", "", "the exported snapshot is gone: %s", pe.Message)
+		}
 		return fmt.Errorf("import the snapshot: %w", err)
 	}
 	return nil

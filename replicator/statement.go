@@ -2,6 +2,7 @@ package replicator
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -130,6 +131,11 @@ func deleteStatement(c *change) (statement, error) {
 }
 
 func truncateStatement(c *change) statement {
+	if c.truncate.apart {
+		// TRUNCATE would be refused while a table that refers to this one keeps its rows; a replica's DELETE is not.
+		sql := "DELETE FROM " + c.rel.target()
+		return statement{shape: "T" + sql, sql: func() string { return sql }}
+	}
 	names := make([]string, 0, len(c.truncate.rels))
 	for _, r := range c.truncate.rels {
 		// Foreign keys are not enforced for a replica, but TRUNCATE checks them all the same; what refers to these
@@ -167,10 +173,12 @@ func (r *relation) match(c *change, offset int) (where func() string, args [][]b
 		return nil, nil, "", fmt.Errorf("apply to %s: a row of %d values for %d columns", r.name, len(row), len(r.columns))
 	}
 	cols, exact := r.keys, true
+	var indexed []int // key columns that help to find the row, though they do not say for sure which it is
 	if r.full {
 		cols = r.columnIndexes(r.table.PrimaryKey)
-		if len(cols) == 0 {
-			exact = false
+		if len(cols) == 0 || r.table.DeferrableKey {
+			// A deferrable key may be doubled within a transaction.
+			exact, indexed = false, cols
 			cols = make([]int, len(r.columns))
 			for i := range cols {
 				cols[i] = i
@@ -203,8 +211,8 @@ func (r *relation) match(c *change, offset int) (where func() string, args [][]b
 				continue
 			}
 			n++
-			if exact {
-				b.WriteString(name + " = $" + strconv.Itoa(n))
+			if exact || slices.Contains(indexed, i) {
+				b.WriteString(name + " " + r.columns[i].Equals() + " $" + strconv.Itoa(n))
 			} else {
 				b.WriteString(sameText(name, r.columns[i], n))
 			}

@@ -22,6 +22,8 @@ const (
 	statusEvery = 3 * time.Second
 	// ackEvery bounds how often an advance of the durable position is sent.
 	ackEvery = 100 * time.Millisecond
+	// barrierOpen bounds how long a lane waits for a snapshot of its shard: two statements on a session that is open.
+	barrierOpen = 10 * time.Second
 )
 
 // stream reads the slot and feeds the lanes. It lives for one connection; after an error the engine makes another.
@@ -45,8 +47,10 @@ type stream struct {
 	ended  chan struct{} // closed when the stream is over
 	turn   chan struct{} // of size 1: taken by whoever wants the reader to stop between transactions
 
+	confirmed tenant.LSN // what the slot was acknowledged up to when the stream began
+
 	mu       sync.Mutex
-	start    tenant.LSN
+	start    tenant.LSN // where the slowest shard stands; not surely on its disk yet
 	received tenant.LSN // everything before it was read
 	begun    tenant.LSN // commit position of the last transaction that was begun
 	head     tenant.LSN // the source's write position, as it last said
@@ -73,7 +77,7 @@ func (s *stream) ack() tenant.LSN {
 			at = d
 		}
 	}
-	return max(at, s.start) // never 0, which the protocol library would turn into the write position
+	return max(at, s.confirmed) // never 0, which the protocol library would turn into the write position
 }
 
 // acknowledge sends the positions on a timer of its own, so that the source stays connected also while the lanes are
@@ -172,8 +176,8 @@ func (s *stream) keepalive(end tenant.LSN) {
 	if s.inTx {
 		return
 	}
-	s.placeBarriers(end)
 	s.mu.Lock()
+	s.placeBarriers(end)
 	s.received = max(s.received, end)
 	s.mu.Unlock()
 	for _, l := range s.lanes {
@@ -190,9 +194,9 @@ func (s *stream) message(ctx context.Context, m *pgoutput.Message) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
-		s.placeBarriers(m.LSN)
 		s.mu.Lock()
-		s.begun = m.LSN
+		s.placeBarriers(m.LSN)
+		s.begun = m.LSN // under the same lock: a barrier that comes later must find that it is too late
 		s.mu.Unlock()
 		s.inTx, s.commit, s.marker, s.foreign = true, m.LSN, "", ""
 		s.watching = s.e.sourceClosed()
@@ -243,6 +247,9 @@ func (s *stream) commitTx(ctx context.Context, m *pgoutput.Message) error {
 	for i, l := range s.lanes {
 		if s.skip[i] {
 			l.in.advance(m.EndLSN)
+			if s.marker != "" {
+				l.in.again(m.EndLSN, m.Time, s.marker)
+			}
 			continue
 		}
 		l.in.commit(m.EndLSN, s.marker)
@@ -266,7 +273,11 @@ func (s *stream) truncate(ctx context.Context, m *pgoutput.Message) error {
 		if rel == nil {
 			return stop("unknown-relation", "report this", "the source truncated table %d without its description", oid)
 		}
-		if rel.special == userTable && s.commit >= rel.skip {
+		switch {
+		case rel.special != userTable:
+		case s.commit < rel.skip:
+			t.apart = true
+		default:
 			t.rels = append(t.rels, rel)
 		}
 	}
@@ -277,9 +288,18 @@ func (s *stream) truncate(ctx context.Context, m *pgoutput.Message) error {
 		s.foreign = t.rels[0].name.String()
 		return nil
 	}
+	steps := []*truncation{t}
+	if t.apart {
+		steps = nil
+		for _, rel := range t.rels {
+			steps = append(steps, &truncation{rels: []*relation{rel}, apart: true})
+		}
+	}
 	for i := range s.lanes {
-		if err := s.add(ctx, i, change{op: opTruncate, rel: t.rels[0], truncate: t}); err != nil {
-			return err
+		for _, step := range steps {
+			if err := s.add(ctx, i, change{op: opTruncate, rel: step.rels[0], truncate: step}); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -318,6 +338,9 @@ func (b *barrier) reached(ctx context.Context, shard string) {
 	if b.left == 0 {
 		return // abandoned
 	}
+	// The lane waits meanwhile: a session that hangs must fail the verification, not stop the shard.
+	ctx, cancel := context.WithTimeout(ctx, barrierOpen)
+	defer cancel()
 	if err := b.open(ctx, shard); err != nil && b.err == nil {
 		b.err = fmt.Errorf("shard %s: %w", shard, err)
 	}
@@ -348,10 +371,9 @@ func (s *stream) placeBarrier(b *barrier) error {
 	return nil
 }
 
-// placeBarriers puts the barriers that belong before next into the lanes. Only the reader calls it, between transactions.
+// placeBarriers puts the barriers that belong before next into the lanes. Only the reader calls it, between transactions,
+// and holds s.mu.
 func (s *stream) placeBarriers(next tenant.LSN) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	rest := s.barriers[:0]
 	for _, b := range s.barriers {
 		if next < b.at {

@@ -98,6 +98,9 @@ func (e *Engine) checkPositions(ctx context.Context, s *stream) error {
 	if err != nil {
 		return err
 	}
+	// Nothing beyond it is acknowledged until the shards say that it is on their disks: what they just told us of may
+	// still be lost with a crash, since lanes do not wait for the flush of a commit.
+	s.confirmed = slot.confirmed
 	for _, l := range s.lanes {
 		if slot.confirmed > l.pos.lsn {
 			return stop("slot-ahead", "the shard lost transactions, or the slot was moved by others: cancel the replication and start it again",

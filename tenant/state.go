@@ -195,7 +195,7 @@ func Next(s State, o Observation) (State, Action, error) {
 		}
 		return refuse("there is nothing to roll back before a cutover or after completion")
 	case AskedComplete:
-		if s.Phase == CutOver || s.Phase == RolledBack {
+		if s.Phase == CutOver || s.Phase == RolledBack || (s.Phase == Paused && (s.Resume == CutOver || s.Resume == RolledBack)) {
 			return to(Completed, DoCleanUp)
 		}
 		if s.Phase == Completed {

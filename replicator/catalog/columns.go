@@ -14,7 +14,7 @@ const notNull = `a.attnotnull AND NOT EXISTS (
 
 func readColumns(ctx context.Context, conn *pgx.Conn, cat *Catalogue) error {
 	rows, err := conn.Query(ctx, `
-		SELECT a.attrelid, a.attname::text, a.attnum, a.atttypid, format_type(a.atttypid, -1), format_type(a.atttypid, a.atttypmod),
+		SELECT a.attrelid, a.attname::text, a.attnum, a.atttypid, format_type(a.atttypid, -1), format_type(a.atttypid, a.atttypmod), a.atttypmod,
 		       `+notNull+`, a.attgenerated <> '', a.attidentity::text
 		FROM pg_attribute a
 		WHERE a.attrelid = ANY ($1) AND a.attnum > 0 AND NOT a.attisdropped
@@ -31,7 +31,7 @@ func readColumns(ctx context.Context, conn *pgx.Conn, cat *Catalogue) error {
 		rel uint32
 		c   Column
 	)
-	_, err = pgx.ForEachRow(rows, []any{&rel, &c.Name, &c.Num, &c.TypeOID, &c.Type, &c.TypeMod, &c.NotNull, &c.Generated, &c.IdentityKind}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&rel, &c.Name, &c.Num, &c.TypeOID, &c.Type, &c.TypeMod, &c.Mod, &c.NotNull, &c.Generated, &c.IdentityKind}, func() error {
 		t := byOID[rel]
 		t.Columns = append(t.Columns, c)
 		seen[c.TypeOID] = true
@@ -44,15 +44,51 @@ func readColumns(ctx context.Context, conn *pgx.Conn, cat *Catalogue) error {
 	if err != nil {
 		return err
 	}
+	equals, err := readEquality(ctx, conn, types)
+	if err != nil {
+		return err
+	}
 	for i := range cat.Tables {
 		for j := range cat.Tables[i].Columns {
 			c := &cat.Tables[i].Columns[j]
 			c.BaseOID = types.base(c.TypeOID)
 			c.Category = types[c.BaseOID].category
+			c.EqualOp = equals[c.BaseOID]
 			c.Binary = types.binary(c.TypeOID)
 		}
 	}
 	return nil
+}
+
+// readEquality finds the equality operators of types of extensions, as citext or ltree: those of their default B-tree
+// classes, which unique indexes use. Named without its schema such an operator is not found, or is another type's, which
+// no index serves.
+func readEquality(ctx context.Context, conn *pgx.Conn, types typeGraph) (map[uint32]string, error) {
+	oids := make([]uint32, 0, len(types))
+	for o, t := range types {
+		if !t.system {
+			oids = append(oids, o)
+		}
+	}
+	out := make(map[uint32]string)
+	rows, err := conn.Query(ctx, `
+		SELECT c.opcintype, format('OPERATOR(%I.%s)', n.nspname, o.oprname)
+		FROM pg_opclass c JOIN pg_am m ON m.oid = c.opcmethod
+		JOIN pg_amop x ON x.amopfamily = c.opcfamily AND x.amoplefttype = c.opcintype AND x.amoprighttype = c.opcintype AND x.amopstrategy = 3
+		JOIN pg_operator o ON o.oid = x.amopopr JOIN pg_namespace n ON n.oid = o.oprnamespace
+		WHERE m.amname = 'btree' AND c.opcdefault AND c.opcintype = ANY ($1) AND n.nspname <> 'pg_catalog'`, oids)
+	if err != nil {
+		return nil, err
+	}
+	var (
+		oid uint32
+		op  string
+	)
+	_, err = pgx.ForEachRow(rows, []any{&oid, &op}, func() error {
+		out[oid] = op
+		return nil
+	})
+	return out, err
 }
 
 // pgType is what matters of a type: whether it has a binary form, and which types are inside it.

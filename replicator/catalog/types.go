@@ -78,12 +78,22 @@ type Column struct {
 	TypeOID      uint32 `json:"type_oid"`
 	Type         string `json:"type"`     // format_type(atttypid, -1), schema-qualified where needed: for casts
 	TypeMod      string `json:"type_mod"` // format_type(atttypid, atttypmod): as declared
+	Mod          int32  `json:"mod"`      // atttypmod; -1: none
 	BaseOID      uint32 `json:"base_oid"` // of a domain: the type below it, else TypeOID
 	Category     string `json:"category"` // pg_type.typcategory of the base type
 	NotNull      bool   `json:"not_null"`
 	Generated    bool   `json:"generated,omitempty"`     // stored generated: never copied
 	IdentityKind string `json:"identity_kind,omitempty"` // "a" always, "d" by default
+	EqualOp      string `json:"equal_op,omitempty"`      // the operator of equality where it is not one of pg_catalog, as OPERATOR(schema.=)
 	Binary       bool   `json:"binary"`                  // has send and receive, and its binary form means the same on another server (no reg* types)
+}
+
+// Equals is the operator that compares the column with a value of its type, whatever the search path.
+func (c Column) Equals() string {
+	if c.EqualOp != "" {
+		return c.EqualOp
+	}
+	return "="
 }
 
 // Identity is a table's replica identity.

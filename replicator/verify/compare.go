@@ -18,15 +18,7 @@ import (
 )
 
 // compareAll deals the tables, largest first as the catalogue has them, to workers with sessions of their own.
-func compareAll(ctx context.Context, in Input) ([]tenant.TableVerification, error) {
-	if err := in.Placement.Validate(); err != nil {
-		return nil, fmt.Errorf("verify: %w", err)
-	}
-	for _, name := range in.Placement.Shards() {
-		if in.Shards[name] == nil {
-			return nil, fmt.Errorf("verify: the placement names shard %s, for which there are no sessions", name)
-		}
-	}
+func compareAll(ctx context.Context, in Input, news *reporter, skip map[tenant.TableName]string) ([]tenant.TableVerification, error) {
 	tables := in.Catalogue.Tables
 	results := make([]tenant.TableVerification, len(tables))
 	next := make(chan int, len(tables))
@@ -34,7 +26,6 @@ func compareAll(ctx context.Context, in Input) ([]tenant.TableVerification, erro
 		next <- i
 	}
 	close(next)
-	news := newReporter(in)
 	group, ctx := errgroup.WithContext(ctx)
 	for range min(in.Jobs, len(tables)) {
 		group.Go(func() error {
@@ -44,10 +35,15 @@ func compareAll(ctx context.Context, in Input) ([]tenant.TableVerification, erro
 			}
 			defer s.close()
 			for i := range next {
-				if results[i], err = compareTable(ctx, in, s, &tables[i]); err != nil {
+				if why := skip[tables[i].Name]; why != "" {
+					results[i] = tenant.TableVerification{Table: tables[i].Name.String(), Skipped: why}
+				} else if results[i], err = compareTable(ctx, in, s, &tables[i]); err != nil {
 					return fmt.Errorf("verify table %s: %w", tables[i].Name, err)
 				}
 				news.done(&results[i])
+				if err := wait(ctx, in.Pause); err != nil {
+					return fmt.Errorf("verify: %w", err)
+				}
 			}
 			return nil
 		})
@@ -56,6 +52,21 @@ func compareAll(ctx context.Context, in Input) ([]tenant.TableVerification, erro
 		return nil, err
 	}
 	return results, nil
+}
+
+// wait sleeps, unless the context ends.
+func wait(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return nil
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // compareTable scans a table on all sides at the same time and names what differs.
@@ -84,7 +95,7 @@ func compareTable(ctx context.Context, in Input, s *sides, t *catalog.Table) (te
 	}
 
 	v := tenant.TableVerification{Table: t.Name.String(), SourceRows: source.rows(), Digest: tableDigest(t, source), Equal: true}
-	found := &findings{v: &v, limit: in.MaxDiffs}
+	found := &findings{v: &v, limit: in.MaxDiffs, different: map[rowAt]int64{}}
 	if t.Sharded() {
 		target := digest{}
 		for _, d := range shards {
@@ -104,6 +115,9 @@ func compareTable(ctx context.Context, in Input, s *sides, t *catalog.Table) (te
 				return v, err
 			}
 		}
+	}
+	if err := nameColumns(ctx, st, t, found, &s.source, refs(s.shards)); err != nil {
+		return v, err
 	}
 	for i, n := range moved {
 		v.Misplaced += n
@@ -139,9 +153,10 @@ func tableDigest(t *catalog.Table, d digest) string {
 
 // summarise joins the tables' results. Its digest is the SHA-256 over the position and the tables' names, counts and
 // digests, sorted by name.
-func summarise(in Input, started time.Time, tables []tenant.TableVerification) tenant.Verification {
+func summarise(in Input, started time.Time, tables []tenant.TableVerification, schema *schemaFindings) tenant.Verification {
 	slices.SortFunc(tables, func(a, b tenant.TableVerification) int { return strings.Compare(a.Table, b.Table) })
-	out := tenant.Verification{StartedAt: started, FinishedAt: time.Now().UTC(), LSN: in.LSN, Clean: true, Tables: tables}
+	out := tenant.Verification{StartedAt: started, FinishedAt: time.Now().UTC(), LSN: in.LSN, Tables: tables, Schema: schema.diffs, MoreSchema: schema.more}
+	out.Clean = len(schema.diffs) == 0
 	text := fmt.Appendf(nil, "%s\n", in.LSN)
 	for i := range tables {
 		v := &tables[i]

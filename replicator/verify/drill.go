@@ -23,8 +23,9 @@ const drillRows = 2_000_000
 
 // findings gathers the differences of one table: some by name, the rest by number.
 type findings struct {
-	v     *tenant.TableVerification
-	limit int
+	v         *tenant.TableVerification
+	limit     int
+	different map[rowAt]int64 // key hashes of the rows named as different, whose columns are still to be named
 }
 
 func (f *findings) add(d tenant.RowDiff, n int64) {
@@ -35,6 +36,13 @@ func (f *findings) add(d tenant.RowDiff, n int64) {
 }
 
 func (f *findings) more(n int64) { f.v.MoreDiffs += n }
+
+func (f *findings) addDifferent(e entry, n int64) {
+	if n > 0 && len(f.v.Differences) < f.limit {
+		f.different[rowAt{e.shard, e.key}] = e.keyHash
+	}
+	f.add(tenant.RowDiff{Key: e.key, Kind: Different, Shard: e.shard}, n)
+}
 
 // drill reads the classes that differ again and names their rows. Target is the sum over the shards given.
 func drill(ctx context.Context, st statements, in Input, f *findings, source *side, shards []*side, left, right digest) error {
@@ -195,7 +203,7 @@ func (m *merge) reconcile(source, target []entry) {
 		for i := range source {
 			for j := range target {
 				if source[i].key == target[j].key {
-					m.findings.add(tenant.RowDiff{Key: target[j].key, Kind: Different, Shard: target[j].shard}, take(i, j))
+					m.findings.addDifferent(target[j], take(i, j))
 				}
 			}
 		}

@@ -15,8 +15,8 @@ func TestFaults(t *testing.T) {
 	t.Parallel()
 	p := pinned(placement("a", "b", "c")) // realm 3 is at c, 4 at a, 7 at b
 	base := newPair(t, p, schema, otherSchema, fill, realmKeys)
-	row := func(kind, shard, key string) tenant.RowDiff {
-		return tenant.RowDiff{Kind: kind, Shard: shard, Key: key}
+	row := func(kind, shard, key string, columns ...string) tenant.RowDiff {
+		return tenant.RowDiff{Kind: kind, Shard: shard, Key: key, Columns: columns}
 	}
 	for _, tt := range []struct {
 		name  string
@@ -25,8 +25,8 @@ func TestFaults(t *testing.T) {
 		want  []tenant.RowDiff
 		moved int64
 	}{
-		{"changed value", map[string]string{"a": `UPDATE account SET name = 'name x' WHERE id = 4`}, "account", []tenant.RowDiff{row(Different, "a", "realm=4, id=4")}, 0},
-		{"changed at the source", map[string]string{"": `UPDATE account SET name = 'name x' WHERE id = 4`}, "account", []tenant.RowDiff{row(Different, "a", "realm=4, id=4")}, 0},
+		{"changed value", map[string]string{"a": `UPDATE account SET name = 'name x' WHERE id = 4`}, "account", []tenant.RowDiff{row(Different, "a", "realm=4, id=4", "name", "up")}, 0},
+		{"changed at the source", map[string]string{"": `UPDATE account SET name = 'name x' WHERE id = 4`}, "account", []tenant.RowDiff{row(Different, "a", "realm=4, id=4", "name", "up")}, 0},
 		{"deleted row", map[string]string{"b": `DELETE FROM account WHERE id = 7`}, "account", []tenant.RowDiff{row(Missing, "b", "realm=7, id=7")}, 0},
 		{"extra row", map[string]string{"b": `INSERT INTO account (realm, id) VALUES (7, 777777)`}, "account", []tenant.RowDiff{row(Extra, "b", "realm=7, id=777777")}, 0},
 		{
@@ -53,22 +53,22 @@ func TestFaults(t *testing.T) {
 			"values of two rows swapped",
 			map[string]string{"c": `UPDATE account SET name = CASE id WHEN 3 THEN 'name 23' ELSE 'name 3' END WHERE id IN (3, 23)`},
 			"account",
-			[]tenant.RowDiff{row(Different, "c", "realm=3, id=23"), row(Different, "c", "realm=3, id=3")},
+			[]tenant.RowDiff{row(Different, "c", "realm=3, id=23", "name", "up"), row(Different, "c", "realm=3, id=3", "name", "up")},
 			0,
 		},
-		{"NULL became empty", map[string]string{"c": `UPDATE account SET name = '' WHERE id = 100000`}, "account", []tenant.RowDiff{row(Different, "c", "realm=3, id=100000")}, 0},
-		{"empty became NULL", map[string]string{"a": `UPDATE account SET name = NULL WHERE id = 100001`}, "account", []tenant.RowDiff{row(Different, "a", "realm=4, id=100001")}, 0},
-		{"trailing space", map[string]string{"b": `UPDATE account SET name = name || ' ' WHERE id = 7`}, "account", []tenant.RowDiff{row(Different, "b", "realm=7, id=7")}, 0},
-		{"zero lost its sign", map[string]string{"c": `UPDATE account SET f = 0 WHERE id = 100000`}, "account", []tenant.RowDiff{row(Different, "c", "realm=3, id=100000")}, 0},
-		{"last bit of a float", map[string]string{"c": `UPDATE account SET f = f + 5.5e-17::float8 WHERE id = 3`}, "account", []tenant.RowDiff{row(Different, "c", "realm=3, id=3")}, 0},
-		{"scale of a numeric", map[string]string{"a": `UPDATE account SET n = 1.5 WHERE id = 100001`}, "account", []tenant.RowDiff{row(Different, "a", "realm=4, id=100001")}, 0},
-		{"blanks in json", map[string]string{"c": `UPDATE account SET plain = '{"a": 3}' WHERE id = 3`}, "account", []tenant.RowDiff{row(Different, "c", "realm=3, id=3")}, 0},
-		{"a microsecond", map[string]string{"c": `UPDATE account SET at = at + interval '1 us' WHERE id = 3`}, "account", []tenant.RowDiff{row(Different, "c", "realm=3, id=3")}, 0},
+		{"NULL became empty", map[string]string{"c": `UPDATE account SET name = '' WHERE id = 100000`}, "account", []tenant.RowDiff{row(Different, "c", "realm=3, id=100000", "name", "up")}, 0},
+		{"empty became NULL", map[string]string{"a": `UPDATE account SET name = NULL WHERE id = 100001`}, "account", []tenant.RowDiff{row(Different, "a", "realm=4, id=100001", "name", "up")}, 0},
+		{"trailing space", map[string]string{"b": `UPDATE account SET name = name || ' ' WHERE id = 7`}, "account", []tenant.RowDiff{row(Different, "b", "realm=7, id=7", "name", "up")}, 0},
+		{"zero lost its sign", map[string]string{"c": `UPDATE account SET f = 0 WHERE id = 100000`}, "account", []tenant.RowDiff{row(Different, "c", "realm=3, id=100000", "f")}, 0},
+		{"last bit of a float", map[string]string{"c": `UPDATE account SET f = f + 5.5e-17::float8 WHERE id = 3`}, "account", []tenant.RowDiff{row(Different, "c", "realm=3, id=3", "f")}, 0},
+		{"scale of a numeric", map[string]string{"a": `UPDATE account SET n = 1.5 WHERE id = 100001`}, "account", []tenant.RowDiff{row(Different, "a", "realm=4, id=100001", "n")}, 0},
+		{"blanks in json", map[string]string{"c": `UPDATE account SET plain = '{"a": 3}' WHERE id = 3`}, "account", []tenant.RowDiff{row(Different, "c", "realm=3, id=3", "plain")}, 0},
+		{"a microsecond", map[string]string{"c": `UPDATE account SET at = at + interval '1 us' WHERE id = 3`}, "account", []tenant.RowDiff{row(Different, "c", "realm=3, id=3", "at")}, 0},
 		{
 			"reference table on one shard",
 			map[string]string{"b": `UPDATE country SET name = 'other' WHERE code = 'c7'; DELETE FROM country WHERE code = 'c9'`},
 			"country",
-			[]tenant.RowDiff{row(Different, "b", "code='c7'"), row(Missing, "b", "code='c9'")},
+			[]tenant.RowDiff{row(Different, "b", "code='c7'", "name"), row(Missing, "b", "code='c9'")},
 			0,
 		},
 		{"reference table with too much", map[string]string{"c": `INSERT INTO country (code) VALUES ('zz')`}, "country", []tenant.RowDiff{row(Extra, "c", "code='zz'")}, 0},
@@ -94,7 +94,7 @@ func TestFaults(t *testing.T) {
 			1,
 		},
 		{"row of no columns", map[string]string{"c": `INSERT INTO nothing DEFAULT VALUES`}, "nothing", []tenant.RowDiff{row(Extra, "c", "row ()")}, 0},
-		{"partition", map[string]string{"b": `UPDATE visit SET v = 'w' WHERE realm = 7 AND day = 70`}, "visit", []tenant.RowDiff{row(Different, "b", "realm=7, day=70")}, 0},
+		{"partition", map[string]string{"b": `UPDATE visit SET v = 'w' WHERE realm = 7 AND day = 70`}, "visit", []tenant.RowDiff{row(Different, "b", "realm=7, day=70", "v")}, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			for shard, sql := range tt.sql {

@@ -27,6 +27,7 @@ type statements struct {
 	drill    string // $1 classes: key hash, key, realm, hash 1, hash 2, rows; ordered by key hash
 	byRealm  string // the table's realms with their rows: r, n
 	rowRealm string // all rows: key k, realm r
+	columns  string // of keyed tables; $1 key hashes: key, the columns' hashes
 }
 
 // newStatements writes the queries for a table. With transcode the texts are hashed as UTF-8, whatever the server's encoding is.
@@ -54,6 +55,7 @@ func newStatements(t *catalog.Table, transcode bool) statements {
 			FROM (SELECT %s AS kh, %s AS k, %s AS realm, %s AS r FROM %s t LIMIT ALL) x
 			WHERE kh & %d = ANY ($1::bigint[]) GROUP BY 1, 2, 3, 4, 5 ORDER BY 1`, keyHash, key, realm, row, from, classes-1)
 		s.rowRealm = fmt.Sprintf(`SELECT %s AS k, %s AS r FROM %s t`, key, realm, from)
+		s.columns = fmt.Sprintf(`SELECT %s, %s FROM %s t WHERE %s = ANY ($1::bigint[])`, key, columnHashesOf(t, transcode), from, keyHash)
 	} else {
 		s.classes = fmt.Sprintf(`SELECT h1 & %d, count(*), sum(h1)::text, sum(h2)::text
 			FROM (SELECT hashtextextended(r, 1) AS h1, hashtextextended(r, 2) AS h2 FROM (SELECT %s AS r FROM %s t LIMIT ALL) y LIMIT ALL) x GROUP BY 1`,
