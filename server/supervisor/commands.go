@@ -59,10 +59,14 @@ func (r *runner) execute(ctx context.Context, c command, jobs *jobs) error {
 	var err error
 	switch c.Kind {
 	case api.CommandVerify:
+		working := ctx
 		jobs.start(ctx, c.ID, func(ctx context.Context) {
 			v, err := r.verify(ctx)
-			if ctx.Err() != nil && r.state().Phase != tenant.Paused {
-				err = tenant.Errorf(tenant.KindConflict, "interrupted", "run it again", "the verification was interrupted")
+			if working.Err() != nil {
+				return // this server stops, or is no longer the owner: the next worker runs it
+			}
+			if ctx.Err() != nil {
+				err = tenant.Errorf(tenant.KindConflict, "interrupted", "run it again", "the verification was interrupted by another command")
 			}
 			r.finish(context.WithoutCancel(ctx), c, v, err)
 			r.poke()
@@ -95,8 +99,9 @@ func (r *runner) finish(ctx context.Context, c command, result any, failure erro
 		r.log.Warn("command failed", "kind", c.Kind, "command", c.ID, "error", failure)
 	}
 	for try := 0; ; try++ {
-		err := pgx.BeginFunc(ctx, r.s.cfg.Pool, func(tx pgx.Tx) error { return r.answer(ctx, tx, c, result, failure) })
-		if err == nil || ctx.Err() != nil || try == 10 {
+		// A former owner answers nothing: the command is the next one's.
+		err := r.journal.guarded(ctx, func(tx pgx.Tx) error { return r.answer(ctx, tx, c, result, failure) })
+		if err == nil || ctx.Err() != nil || try == 10 || errors.Is(err, replicator.ErrFenced) {
 			if err != nil {
 				r.log.Error("answer a command", "command", c.ID, "error", err)
 			}
@@ -174,6 +179,9 @@ func (r *runner) verify(ctx context.Context) (any, error) {
 		r.journal.Note(ctx, "verifying", map[string]any{"table": p.Table, "tables_done": p.TablesDone, "tables_total": p.TablesTotal, "rows": p.Rows, "rows_total": p.RowsTotal})
 	}}
 	for {
+		if st := r.state(); st.Phase == tenant.Paused || st.Phase.Terminal() {
+			return nil, tenant.Errorf(tenant.KindConflict, "not-streaming", st.Remedy, "the replication is %s: %s", st.Phase, st.Reason)
+		}
 		var v tenant.Verification
 		err := error(tenant.Errorf(tenant.KindUnavailable, "not-streaming", "see: rehome replication-progress", "the replication is not streaming"))
 		if e := r.current(); e != nil {
