@@ -56,13 +56,24 @@ type TableVerification struct {
 	Misplaced   int64     `json:"misplaced_rows"`        // rows on a shard that does not own their realm
 	Differences []RowDiff `json:"differences,omitempty"` // the first ones, by key
 	MoreDiffs   int64     `json:"more_differences,omitempty"`
+	Skipped     string    `json:"skipped,omitempty"` // why its rows could not be compared; it is not equal then
 }
 
 // RowDiff names one row that differs.
 type RowDiff struct {
-	Key   string `json:"key"`             // identity columns as text, "bid=3, aid=17"
-	Kind  string `json:"kind"`            // missing, extra, different, misplaced
-	Shard string `json:"shard,omitempty"` // where it was seen or should be
+	Key     string   `json:"key"`               // identity columns as text, "bid=3, aid=17"
+	Kind    string   `json:"kind"`              // missing, extra, different, misplaced
+	Shard   string   `json:"shard,omitempty"`   // where it was seen or should be
+	Columns []string `json:"columns,omitempty"` // of kind different: which columns differ, never what they hold
+}
+
+// SchemaDiff is one difference between the source's schema and a shard's.
+type SchemaDiff struct {
+	Object string `json:"object"`           // schema.table, schema.table.column (or constraint, index, trigger), schema.sequence
+	Kind   string `json:"kind"`             // column-type, constraint-missing, index-invalid, …
+	Source string `json:"source,omitempty"` // what the source has
+	Target string `json:"target,omitempty"` // what the shard has
+	Shard  string `json:"shard"`
 }
 
 // Verification is the result of comparing both sides at one position.
@@ -74,6 +85,8 @@ type Verification struct {
 	LSN         LSN                 `json:"lsn"` // the position at which both sides were compared
 	Clean       bool                `json:"clean"`
 	Tables      []TableVerification `json:"tables"`
+	Schema      []SchemaDiff        `json:"schema,omitempty"` // differences that nobody accepted: not clean
+	MoreSchema  int64               `json:"more_schema_differences,omitempty"`
 	Sequences   []SequenceValue     `json:"sequences,omitempty"`
 	Rows        int64               `json:"rows"`   // source rows compared
 	Digest      string              `json:"digest"` // hex SHA-256 over the tables' digests, counts and the position

@@ -22,7 +22,18 @@
 // not against someone who may write to both sides.
 //
 // Classes that differ are read again, keys and hashes only, sorted by the databases and merged here in constant memory,
-// and the differing rows are named by key.
+// and the differing rows are named by key; those that are on both sides also by the columns that differ, for which the
+// sides that have them are scanned once more, for hashes. Nothing of what a row holds but its key leaves the databases; a
+// row without key is named by its text.
+//
+// # Schema
+//
+// Before the rows, each shard's schema is compared with the source's: columns, constraints, indexes, triggers and sequences
+// of what the catalogue lists, by name. Definitions are compared as Postgres prints them, without what a restoration or
+// another major version prints differently (see sameDefinition). Not differences: the order of columns, partitions, indexes
+// that refuse no row, what Rehome makes itself, foreign keys that were accepted as not carried, increments of sequences,
+// and the nullability of realm keys when there are several shards. Rows of a table that is missing, or lacks a column, are
+// not compared; it is not equal then.
 //
 // # Limits
 //

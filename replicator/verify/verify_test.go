@@ -3,10 +3,12 @@ package verify
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5"
@@ -373,5 +375,21 @@ func TestRefuses(t *testing.T) {
 	delete(pair.in.Shards, "b")
 	if _, err := Compare(t.Context(), pair.in); err == nil {
 		t.Error("a shard of the placement is left out")
+	}
+}
+
+// TestGivesUp ends a comparison whose time is over, in the rest after a table.
+func TestGivesUp(t *testing.T) {
+	t.Parallel()
+	pair := newPair(t, placement("a"), schema, otherSchema, fill, realmKeys)
+	pair.in.Jobs, pair.in.Pause, pair.in.MaxDuration = 1, time.Hour, time.Second
+	_, err := Compare(t.Context(), pair.in)
+	var e *tenant.Error
+	if !errors.As(err, &e) || e.Kind != tenant.KindTimeout || e.Code != "verification-timeout" || !strings.Contains(e.Message, "gave up after 1s: ") || !strings.Contains(e.Message, " of 5 tables done") {
+		t.Errorf("%v", err)
+	}
+	pair.in.Pause, pair.in.MaxDuration = time.Millisecond, time.Hour
+	if v := pair.compare(); !v.Clean {
+		t.Errorf("%+v", v)
 	}
 }

@@ -205,7 +205,8 @@ func (f *contract) command(w http.ResponseWriter, r *http.Request) {
 			Tables: []tenant.TableVerification{{Table: "public.accounts", SourceRows: 10, TargetRows: 10, Equal: f.progress > 0, Digest: "0011223344556677"}},
 		}
 		if !v.Clean {
-			v.Tables[0].Differences = []tenant.RowDiff{{Key: "bid=3, aid=17", Kind: "different", Shard: "eu-1"}}
+			v.Tables[0].Differences = []tenant.RowDiff{{Key: "bid=3, aid=17", Kind: "different", Shard: "eu-1", Columns: []string{"abalance"}}}
+			v.Schema = []tenant.SchemaDiff{{Object: "public.accounts.bid", Kind: "column-type", Source: "integer", Target: "bigint", Shard: "eu-1"}}
 		}
 		c.Result = raw(v)
 	case "cutover":

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -23,7 +24,7 @@ func newVerifyCommand(a *App) *cobra.Command {
 	var o verifyOptions
 	cmd := &cobra.Command{
 		Use: "verify [ID]", Short: "Compare both sides row by row, while both keep moving",
-		Long: "Compare both sides row by row at one exact position, while both keep moving. Waits for the result; exit code 3 if anything differs.\n" +
+		Long: "Compare both sides row by row, and their schemas, at one exact position, while both keep moving. Waits for the result; exit code 3 if anything differs.\n" +
 			"With --watch -o json the replication's events are printed while it compares, one a line, and the result as the last line.",
 		Args: rangeArgs(0, "ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -121,7 +122,7 @@ func (a *App) printVerification(v tenant.Verification, line bool) error {
 	case v.Error != "":
 		return tenant.Errorf(tenant.KindInternal, "verification-failed", "run rehome verify again; what stands above was compared", "the comparison could not be finished: %s", v.Error)
 	case !v.Clean:
-		return tenant.Errorf(tenant.KindRefused, "verification-not-clean", "look at the rows by their keys; a cutover is refused until a comparison is clean", "the two sides differ")
+		return tenant.Errorf(tenant.KindRefused, "verification-not-clean", "look at the rows by their keys, and at the schema; a cutover is refused until a comparison is clean", "the two sides differ")
 	}
 	return nil
 }
@@ -130,17 +131,26 @@ func (a *App) verificationText(v tenant.Verification) {
 	rows := make([][]string, len(v.Tables))
 	for i, t := range v.Tables {
 		state := a.Print.Paint(output.Green, "equal")
-		if !t.Equal {
+		switch {
+		case t.Skipped != "":
+			state = a.Print.Paint(output.Red, "not compared")
+		case !t.Equal:
 			state = a.Print.Paint(output.Red, "differs")
 		}
 		rows[i] = []string{t.Table, output.Count(t.SourceRows), output.Count(t.TargetRows), state, output.Count(t.Misplaced), short12(t.Digest)}
 	}
 	a.Print.Table([]string{"table", ">source rows", ">target rows", "result", ">misplaced", "digest"}, rows)
 	for _, t := range v.Tables {
+		if t.Skipped != "" {
+			a.Print.Textf("  %s: rows not compared: %s", t.Table, t.Skipped)
+		}
 		for _, d := range t.Differences {
 			where := ""
 			if d.Shard != "" {
 				where = " on " + d.Shard
+			}
+			if len(d.Columns) > 0 {
+				where += " in " + strings.Join(d.Columns, ", ")
 			}
 			a.Print.Textf("  %s (%s): %s%s", t.Table, d.Key, d.Kind, where)
 		}
@@ -148,10 +158,30 @@ func (a *App) verificationText(v tenant.Verification) {
 			a.Print.Textf("  %s: and %s rows more", t.Table, output.Count(t.MoreDiffs))
 		}
 	}
+	for _, d := range v.Schema {
+		a.Print.Textf("  schema: %s", schemaText(d))
+	}
+	if v.MoreSchema > 0 {
+		a.Print.Textf("  schema: and %s differences more", output.Count(v.MoreSchema))
+	}
 	if v.Clean {
 		a.Print.Textf("%s %s rows equal at %s in %s; digest %s", a.Print.Paint(output.Green, "clean:"), output.Count(v.Rows), v.LSN,
 			output.Millis(float64(v.FinishedAt.Sub(v.StartedAt).Milliseconds())), short12(v.Digest))
 	}
+}
+
+// schemaText is one difference in schema: "public.item.price: column-type on eu-1: numeric(10,2) at the source, numeric(12,2) there".
+func schemaText(d tenant.SchemaDiff) string {
+	text := d.Object + ": " + d.Kind + " on " + d.Shard
+	switch {
+	case d.Source != "" && d.Target != "":
+		text += ": " + d.Source + " at the source, " + d.Target + " there"
+	case d.Source != "":
+		text += ": " + d.Source + " at the source"
+	case d.Target != "":
+		text += ": " + d.Target + " there"
+	}
+	return text
 }
 
 func short12(s string) string { return s[:min(len(s), 12)] }
