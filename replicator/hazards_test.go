@@ -64,8 +64,10 @@ func TestLimitsOfTheServers(t *testing.T) {
 		INSERT INTO other SELECT 'r' || g, g FROM generate_series(1, 100) g;`)
 	limit := func(dsn tenant.DSN) {
 		c := open(t, dsn)
-		for _, s := range []string{"idle_in_transaction_session_timeout = '200ms'", "statement_timeout = '2s'", "idle_session_timeout = '1s'",
-			"default_transaction_read_only = on", "default_transaction_isolation = 'serializable'"} {
+		for _, s := range []string{
+			"idle_in_transaction_session_timeout = '200ms'", "statement_timeout = '2s'", "idle_session_timeout = '1s'",
+			"default_transaction_read_only = on", "default_transaction_isolation = 'serializable'",
+		} {
 			exec(t, c, `DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET `+strings.ReplaceAll(s, "'", "''")+`', current_database()); END $$`)
 		}
 	}
@@ -349,4 +351,25 @@ func TestTruncates(t *testing.T) {
 		r.waitPhase(tenant.InSync)
 		r.verifyClean(e)
 	})
+}
+
+// TestIdentitiesThatAreGeneratedAnew gives rows new values of a column that no UPDATE may set.
+func TestIdentitiesThatAreGeneratedAnew(t *testing.T) {
+	t.Parallel()
+	for _, shards := range []int{1, 2} {
+		r := newRig(t, shards, tenant.ReplicationOptions{}, `CREATE TABLE items (realm_id text NOT NULL, id bigint GENERATED ALWAYS AS IDENTITY, n int, big text, PRIMARY KEY (realm_id, id));
+			CREATE TABLE whole (realm_id text NOT NULL, id bigint GENERATED ALWAYS AS IDENTITY, n int, big text); ALTER TABLE whole REPLICA IDENTITY FULL;
+			ALTER TABLE whole ALTER big SET STORAGE EXTERNAL;
+			INSERT INTO items (realm_id, n) SELECT 'r' || g, g FROM generate_series(1, 20) g;
+			INSERT INTO whole (realm_id, n, big) SELECT 'r' || g, g, repeat('x', 5000) FROM generate_series(1, 20) g;`)
+		e, _ := r.start()
+		r.waitPhase(tenant.InSync)
+		exec(t, r.srcDB, `UPDATE items SET id = DEFAULT WHERE n % 2 = 0; UPDATE items SET n = n + 1; UPDATE whole SET id = DEFAULT, n = 0 WHERE n % 2 = 0`)
+		exec(t, r.srcDB, `INSERT INTO items (realm_id, n) VALUES ('r1', 1000)`)
+		eventually(t, "the last row arrives", func() bool {
+			r.waitPhase(tenant.InSync)
+			return r.total(`SELECT count(*) FROM items WHERE n = 1000`) == 1
+		})
+		r.verifyClean(e)
+	}
 }

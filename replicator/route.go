@@ -48,16 +48,18 @@ func (s *stream) dispatch(ctx context.Context, rel *relation, m *pgoutput.Messag
 	if n := max(len(row), len(old)); n != len(rel.columns) {
 		return fmt.Errorf("stream: a row of %s has %d values for %d columns", rel.name, n, len(rel.columns))
 	}
-	if rel.realm < 0 {
+	anew := o == opUpdate && rel.regenerated(old, row)
+	if rel.realm < 0 || len(s.lanes) == 1 {
 		for i := range s.lanes {
-			if err := s.add(ctx, i, change{op: o, rel: rel, row: row, old: old}); err != nil {
+			if anew {
+				if err := s.move(ctx, i, i, rel, row, old); err != nil {
+					return err
+				}
+			} else if err := s.add(ctx, i, change{op: o, rel: rel, row: row, old: old}); err != nil {
 				return err
 			}
 		}
 		return nil
-	}
-	if len(s.lanes) == 1 {
-		return s.add(ctx, 0, change{op: o, rel: rel, row: row, old: old})
 	}
 	to, from := -1, -1
 	var err error
@@ -77,10 +79,25 @@ func (s *stream) dispatch(ctx context.Context, rel *relation, m *pgoutput.Messag
 	switch {
 	case row == nil:
 		return s.add(ctx, from, change{op: opDelete, rel: rel, old: old})
-	case o == opInsert || from < 0 || from == to:
+	case o == opInsert || from < 0 || (from == to && !anew):
 		return s.add(ctx, to, change{op: o, rel: rel, row: row, old: old})
 	}
-	// The row changes its shard: it goes there and comes here.
+	return s.move(ctx, from, to, rel, row, old)
+}
+
+// regenerated reports whether an UPDATE … SET id = DEFAULT gave a GENERATED ALWAYS identity another value. No UPDATE can
+// set such a value at a shard, an INSERT can.
+func (r *relation) regenerated(old, row pgoutput.Tuple) bool {
+	for i := range old {
+		if r.columns[i].IdentityKind == "a" && old[i].Kind == pgoutput.Text && row[i].Kind == pgoutput.Text && !bytes.Equal(old[i].Data, row[i].Data) {
+			return true
+		}
+	}
+	return false
+}
+
+// move deletes a row at one shard and inserts it at another, or at the same.
+func (s *stream) move(ctx context.Context, from, to int, rel *relation, row, old pgoutput.Tuple) error {
 	if rel.full {
 		for i := range row {
 			if row[i].Kind == pgoutput.Unchanged {

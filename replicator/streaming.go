@@ -20,6 +20,9 @@ const (
 	inSyncSamples = 3
 	// behindAge: above it a replication is no longer in sync. Far from inSyncAge, so that it does not flap.
 	behindAge = 60 * time.Second
+	// watchPatience bounds each look at the source: one that vanished without a word is noticed by it, while the stream's
+	// session would wait for the network's own timeouts.
+	watchPatience = 30 * time.Second
 )
 
 // streamOnce opens the lanes and the stream and runs them until something fails.
@@ -120,7 +123,9 @@ func (e *Engine) watch(ctx context.Context, s *stream) error {
 	var lastBeat time.Time
 	good := 0
 	for {
-		slot, err := e.src.slotState(ctx, c)
+		lctx, cancel := context.WithTimeout(ctx, watchPatience)
+		slot, err := e.src.slotState(lctx, c)
+		cancel()
 		if err != nil {
 			return err
 		}
@@ -134,7 +139,10 @@ func (e *Engine) watch(ctx context.Context, s *stream) error {
 		s.head = max(s.head, slot.current)
 		s.mu.Unlock()
 		if !e.cfg.Options.NoHeartbeat && time.Since(lastBeat) >= e.cfg.Heartbeat {
-			if err := e.cfg.Gate.Heartbeat(ctx, c); err != nil {
+			bctx, cancel := context.WithTimeout(ctx, watchPatience)
+			err := e.cfg.Gate.Heartbeat(bctx, c)
+			cancel()
+			if err != nil {
 				return fmt.Errorf("heartbeat at the source: %w", err)
 			}
 			lastBeat = time.Now()
