@@ -28,6 +28,7 @@ type relation struct {
 	columns []catalog.Column // in the order of the stream's tuples
 	keys    []int            // columns of the replica identity
 	full    bool             // REPLICA IDENTITY FULL: the old row comes whole
+	arrays  bool             // values of every column can be carried in arrays
 	realm   int              // index of the realm key column; -1 for a reference table
 	bpchar  bool             // the realm key is blank-padded
 	special specialRelation

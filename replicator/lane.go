@@ -149,12 +149,9 @@ func (l *lane) loop(ctx context.Context) error {
 	}
 }
 
-// apply runs a group, and the pieces that follow while its last transaction is open, as one target transaction.
-//
-// The progress row goes first: the reverse direction recognises our transactions by the row that leads them. When the
-// end of the last transaction is not known yet, the row carries its commit position, and a second one at the end carries
-// the end.
-func (l *lane) apply(ctx context.Context, g *group) (err error) {
+// apply runs a group as one target transaction: as statements over arrays if it is a whole one, and if that does not work
+// out strictly in order, which succeeds or names the row that is in the way.
+func (l *lane) apply(ctx context.Context, g *group) error {
 	l.mu.Lock()
 	l.current = g.first
 	l.mu.Unlock()
@@ -163,13 +160,40 @@ func (l *lane) apply(ctx context.Context, g *group) (err error) {
 		l.current = time.Time{}
 		l.mu.Unlock()
 	}()
+	if g.open || len(g.changes) < minSet {
+		return l.applyOnce(ctx, g, false)
+	}
+	err := l.applyOnce(ctx, g, true)
+	if err == nil || ctx.Err() != nil || l.conn.IsClosed() || IsRetryable(err) || errors.Is(err, ErrFenced) {
+		return err
+	}
+	if _, err := l.conn.Exec(ctx, "ROLLBACK"); err != nil {
+		return asLost(l.conn.PgConn(), err)
+	}
+	// What was prepared behind the statement that failed does not exist.
+	if err := l.conn.DeallocateAll(ctx); err != nil {
+		return asLost(l.conn.PgConn(), err)
+	}
+	clear(l.prepared)
+	return l.applyOnce(ctx, g, false)
+}
+
+// applyOnce runs a group, and the pieces that follow while its last transaction is open, as one target transaction.
+//
+// The progress row goes first: the reverse direction recognises our transactions by the row that leads them. When the
+// end of the last transaction is not known yet, the row carries its commit position, and a second one at the end carries
+// the end.
+func (l *lane) applyOnce(ctx context.Context, g *group, sets bool) (err error) {
 	p := l.conn.PgConn().StartPipeline(ctx)
+	run := pipelineRun{l: l, p: p}
 	defer func() {
+		if err != nil {
+			run.abandon()
+		}
 		if cerr := p.Close(); err == nil && cerr != nil {
 			err = cerr
 		}
 	}()
-	run := pipelineRun{l: l, p: p}
 	run.exec("BEGIN")
 	pos, end, marker, txns, rows := l.pos, max(g.end, l.pos.lsn), g.marker, 0, 0
 	lead := end
@@ -182,7 +206,11 @@ func (l *lane) apply(ctx context.Context, g *group) (err error) {
 		run.exec("SET LOCAL synchronous_commit = on")
 	}
 	for {
-		if err := run.changes(g.changes); err != nil {
+		apply := run.changes
+		if sets {
+			apply = run.sets
+		}
+		if err := apply(g.changes); err != nil {
 			return err
 		}
 		txns += g.txns

@@ -28,8 +28,9 @@ type pipelineRun struct {
 // expected is what a result must be.
 type expected struct {
 	change *change // nil: one of our own statements
-	counts bool
-	parse  bool // the answer to a Prepare
+	counts bool    // it must hit just as many rows as it names
+	set    int     // how many rows it names, when it stands for several changes; 0: one
+	parse  bool    // the answer to a Prepare
 }
 
 func (r *pipelineRun) exec(sql string) {
@@ -68,27 +69,55 @@ func (r *pipelineRun) prepare(shape, sql string) string {
 	return name
 }
 
+// changes sends changes one by one, in their order.
 func (r *pipelineRun) changes(cs []change) error {
 	for i := range cs {
-		c := &cs[i]
-		st, err := statementFor(c)
-		if err != nil {
+		if err := r.change(&cs[i]); err != nil {
 			return err
 		}
-		name, ok := r.l.prepared[st.shape]
-		if !ok {
-			name = r.prepare(st.shape, st.sql())
-		}
-		r.p.SendQueryPrepared(name, st.args, nil, nil)
-		r.want = append(r.want, expected{change: c, counts: st.counts})
-		for _, a := range st.args {
-			r.sent += len(a)
-		}
-		if len(r.want) >= flushEvery || r.sent >= flushBytes {
-			if err := r.results(); err != nil {
-				return err
+	}
+	return nil
+}
+
+func (r *pipelineRun) change(c *change) error {
+	st, err := statementFor(c)
+	if err != nil {
+		return err
+	}
+	return r.send(st, expected{change: c, counts: st.counts})
+}
+
+// sets sends changes as statements over arrays where that is possible.
+func (r *pipelineRun) sets(cs []change) error {
+	for _, run := range planRuns(cs) {
+		if run.op == 0 || run.op == opTruncate || len(run.rows) < minSet {
+			for _, c := range run.rows {
+				if err := r.change(c); err != nil {
+					return err
+				}
 			}
+			continue
 		}
+		st := run.setStatement()
+		if err := r.send(st, expected{change: run.rows[0], counts: true, set: len(run.rows)}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *pipelineRun) send(st statement, want expected) error {
+	name, ok := r.l.prepared[st.shape]
+	if !ok {
+		name = r.prepare(st.shape, st.sql())
+	}
+	r.p.SendQueryPrepared(name, st.args, nil, nil)
+	r.want = append(r.want, want)
+	for _, a := range st.args {
+		r.sent += len(a)
+	}
+	if len(r.want) >= flushEvery || r.sent >= flushBytes {
+		return r.results()
 	}
 	return nil
 }
@@ -127,6 +156,12 @@ func (r *pipelineRun) one(w expected) error {
 	if err != nil {
 		return r.explain(w, err)
 	}
+	if w.set > 0 {
+		if tag.RowsAffected() != int64(w.set) {
+			return errInOrder // which says whose row is missing
+		}
+		return nil
+	}
 	if w.counts && tag.RowsAffected() != 1 {
 		return errDivergence(r.l.shard.Name, w.change, "is not there, though the source changed it")
 	}
@@ -150,6 +185,27 @@ func (r *pipelineRun) explain(w expected, err error) error {
 	}
 	return stop("apply-failed", "mend the cause at the shard, then: rehome resume-replication",
 		"%s (%s): %s (SQLSTATE %s)", w.change.rel.name, w.change.rel.keyText(w.change), pe.Message, pe.Code)
+}
+
+// abandon reads what is still to come of a run that failed, so that the session can be used again: a pipeline that is
+// closed without a synchronisation point closes its connection.
+func (r *pipelineRun) abandon() {
+	if err := r.p.Sync(); err != nil {
+		return
+	}
+	for {
+		res, err := r.p.GetResults()
+		switch res := res.(type) {
+		case *pgconn.PipelineSync:
+			return
+		case *pgconn.ResultReader:
+			_, _ = res.Close() // it failed or is rolled back
+		case nil:
+			if _, ok := errors.AsType[*pgconn.PgError](err); !ok {
+				return
+			}
+		}
+	}
 }
 
 // commit ends the transaction and asks where its WAL ends and how far the WAL is on disk.

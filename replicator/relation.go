@@ -66,6 +66,7 @@ func (e *Engine) relate(ctx context.Context, m pgoutput.Relation, former *relati
 		// The source describes a table again whenever its statistics change: what is prepared for it stays good.
 		rel.version = former.version
 	}
+	rel.arrays = arraysFit(rel.columns)
 	return rel, nil
 }
 

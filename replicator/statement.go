@@ -70,20 +70,10 @@ func insertStatement(c *change) (statement, error) {
 // GENERATED ALWAYS identities, which no UPDATE may set (manual, UPDATE).
 func updateStatement(c *change) (statement, error) {
 	r := c.rel
-	mask := make([]byte, len(c.row))
+	mask := c.mask()
 	var set []int
-	isKey := make([]bool, len(c.row))
-	for _, k := range r.keys {
-		isKey[k] = true
-	}
-	for i, v := range c.row {
-		mask[i] = '1'
-		switch {
-		case v.Kind == pgoutput.Unchanged,
-			r.columns[i].IdentityKind == "a",
-			c.old == nil && isKey[i]:
-			mask[i] = '0'
-		default:
+	for i := range mask {
+		if mask[i] == '1' {
 			set = append(set, i)
 		}
 	}
@@ -101,7 +91,7 @@ func updateStatement(c *change) (statement, error) {
 	}
 	args = append(args, whereArgs...)
 	return statement{
-		shape: r.shape('U', string(mask)+shape), args: args, counts: true,
+		shape: r.shape('U', mask+shape), args: args, counts: true,
 		sql: func() string {
 			var b strings.Builder
 			for n, i := range set {
