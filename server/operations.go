@@ -12,6 +12,8 @@ func (s *Server) operations(a huma.API) {
 	const accepted, created = http.StatusAccepted, http.StatusCreated
 
 	add(s, a, operation{method: get, path: "/v1/installation", name: "get-installation", summary: "Who answers", scope: scopeRead}, s.getInstallation)
+	add(s, a, operation{method: get, path: "/v1/doctor", name: "examine", summary: "Compare the records with what is there; nothing changes", scope: scopeOperate, whole: true}, s.examine)
+	add(s, a, operation{method: post, path: "/v1/doctor/fix", name: "doctor-fix", summary: "Perform the safe repairs, and examine again", scope: scopeAdmin, whole: true}, s.repair)
 	add(s, a, operation{method: post, path: "/v1/email-channel", name: "set-email-channel", summary: "Set how codes reach people", scope: scopeAdmin, whole: true}, s.setEmailChannel)
 	add(s, a, operation{method: get, path: "/v1/audit", name: "list-audit", summary: "The audit log, newest first", scope: scopeAdmin, whole: true}, s.listAudit)
 

@@ -77,10 +77,11 @@ func RestorePlacement(ctx context.Context, conn *pgx.Conn, p tenant.Placement, s
 	return applyPlacement(ctx, conn, p, shard, true)
 }
 
-// Busy reports whether somebody is creating, adopting or purging a database of the name just now.
+// Busy reports whether somebody is creating, adopting or purging a database of the name just now. Those who ask do not
+// take each other for one who works: the lock is shared.
 func (c *Catalogue) Busy(ctx context.Context, name string) (bool, error) {
 	var free bool
-	if err := c.pool.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock(hashtextextended('rehome database ' || $1, 0))`, name).Scan(&free); err != nil {
+	if err := c.pool.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock_shared(hashtextextended('rehome database ' || $1, 0))`, name).Scan(&free); err != nil {
 		return false, fmt.Errorf("look who works on database %s: %w", name, err)
 	}
 	return !free, nil

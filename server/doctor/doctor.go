@@ -20,8 +20,10 @@ import (
 )
 
 const (
-	// visitTimeout bounds one look at one server: connecting may take 10 s, and all queries are of the catalogue.
-	visitTimeout = 20 * time.Second
+	// lookTimeout bounds one look at one server: all queries are of the catalogue, and take milliseconds each.
+	lookTimeout = 10 * time.Second
+	// closeTimeout bounds the goodbye to a server that does not answer any more.
+	closeTimeout = time.Second
 	// parallel bounds the servers looked at at once.
 	parallel = 8
 	// looks is how often something is seen before it is taken for more than the trace of work under way.
@@ -30,6 +32,8 @@ const (
 	lookAgain = time.Second
 	// repairTimeout bounds one repair; a purge that needs longer is carried on by the server's own job.
 	repairTimeout = 2 * time.Minute
+	// unlockTimeout bounds the release of the lock between fixes; its session is closed then.
+	unlockTimeout = 2 * time.Second
 )
 
 // Gateway is what is needed of the gateway: what a cutover needs, and tombstones.
@@ -156,7 +160,7 @@ func (d *Doctor) Fix(ctx context.Context) (api.Doctor, error) {
 	return out, nil
 }
 
-// lock keeps two fixes apart, for the life of a session.
+// lock keeps two fixes apart.
 func (d *Doctor) lock(ctx context.Context) (unlock func(), err error) {
 	conn, err := d.cfg.Pool.Acquire(ctx)
 	if err != nil {
@@ -171,10 +175,12 @@ func (d *Doctor) lock(ctx context.Context) (unlock func(), err error) {
 		return nil, tenant.Errorf(tenant.KindConflict, "doctor-busy", "wait until it is done", "repairs are being made already")
 	}
 	return func() {
-		c := conn.Hijack() // the lock ends with its session
-		cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), unlockTimeout)
 		defer cancel()
-		_ = c.Close(cctx)
+		if _, err := conn.Exec(cctx, `SELECT pg_advisory_unlock(hashtextextended('rehome doctor', 0))`); err != nil {
+			_ = conn.Conn().Close(cctx) // the lock ends with its session
+		}
+		conn.Release()
 	}, nil
 }
 

@@ -34,7 +34,7 @@ func (d *Doctor) checkLeftovers(r *replication, src *sourceView, f *findings) {
 	if src.published {
 		f.add(tenant.Warning, "publication-left", r.publication, remedy, "the publication of %s, which is %s, is still at the source", r.name(), r.state.Phase).fix(tidy)
 	}
-	if r.rivals || len(src.otherSlots) > 0 || src.otherPublics {
+	if r.rivals || len(src.otherSlots) > 0 || src.shared {
 		return // schema rehome and replica identities may be theirs
 	}
 	if len(r.toUndo) > 0 {
@@ -79,7 +79,7 @@ func (d *Doctor) tidy(ctx context.Context, was *replication) error {
 		return err
 	}
 	src, err := lookAtSource(ctx, r)
-	if err != nil || r.rivals || len(src.otherSlots) > 0 || src.otherPublics {
+	if err != nil || r.rivals || len(src.otherSlots) > 0 || src.shared {
 		return err
 	}
 	return e.AtSource(ctx, func(conn *pgx.Conn) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/jackc/pgx/v5"
@@ -17,15 +18,15 @@ import (
 
 // sourceView is what was seen at a replication's source.
 type sourceView struct {
-	systemID     string
-	slot         *slot
-	published    bool
-	gate         *gate.State // nil: none is installed
-	tables       []gate.Table
-	marks        bool     // rehome.marker or rehome.heartbeat is there
-	indexes      []string // made for replica identities
-	otherSlots   []string // named like ours, of other replications
-	otherPublics bool     // publications named like ours, of other replications
+	systemID   string
+	slot       *slot
+	published  bool
+	gate       *gate.State // nil: none is installed
+	tables     []gate.Table
+	marks      bool     // rehome.marker or rehome.heartbeat is there
+	indexes    []string // made for replica identities
+	otherSlots []string // named like ours, of other replications
+	shared     bool     // publications named like ours, of other replications, or a shard's schema rehome
 }
 
 // slot is a replication slot as its server shows it.
@@ -40,7 +41,7 @@ type slot struct {
 type shardView struct {
 	shard  string
 	dsn    tenant.DSN
-	err    error // it could not be looked at: the check of the database says so
+	err    error // it could not be looked at
 	gate   *gate.State
 	tables []gate.Table
 	epoch  int64      // rehome.applier's of the replication; 0: there is no row
@@ -55,25 +56,34 @@ FROM pg_replication_slots WHERE database = current_database() AND slot_name LIKE
 // sourceObjects is what Rehome may have made at a source beside slot and gate.
 const sourceObjects = `
 SELECT EXISTS (SELECT FROM pg_publication WHERE pubname = $1),
-       EXISTS (SELECT FROM pg_publication WHERE pubname LIKE 'rehome\_%' AND pubname <> $1),
+       EXISTS (SELECT FROM pg_publication WHERE pubname LIKE 'rehome\_%' AND pubname <> $1) OR to_regclass('rehome.owned') IS NOT NULL,
        to_regclass('rehome.marker') IS NOT NULL OR to_regclass('rehome.heartbeat') IS NOT NULL,
        COALESCE((SELECT array_agg(c.oid::regclass::text ORDER BY 1) FROM pg_class c WHERE c.relkind IN ('i', 'I') AND c.relname LIKE 'rehome\_ident\_%'), '{}')`
 
-// visit runs fn on a session, within the bound of a look.
-func visit(ctx context.Context, open func(context.Context, tenant.DSN) (*pgx.Conn, error), dsn tenant.DSN, fn func(context.Context, *pgx.Conn) error) error {
-	ctx, cancel := context.WithTimeout(ctx, visitTimeout)
+// look is visit within the bound of a look.
+func look(ctx context.Context, open func(context.Context, tenant.DSN) (*pgx.Conn, error), dsn tenant.DSN, fn func(context.Context, *pgx.Conn) error) error {
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
+	return visit(ctx, open, dsn, fn)
+}
+
+// visit runs fn on a session.
+func visit(ctx context.Context, open func(context.Context, tenant.DSN) (*pgx.Conn, error), dsn tenant.DSN, fn func(context.Context, *pgx.Conn) error) error {
 	conn, err := open(ctx, dsn)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
+	defer func() {
+		cctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+		defer cancel()
+		_ = conn.Close(cctx) // the session ends either way
+	}()
 	return fn(ctx, conn)
 }
 
 func lookAtSource(ctx context.Context, r *replication) (*sourceView, error) {
 	v := &sourceView{}
-	err := visit(ctx, gate.SourceSession, r.source, func(ctx context.Context, conn *pgx.Conn) (err error) {
+	err := look(ctx, gate.SourceSession, r.source, func(ctx context.Context, conn *pgx.Conn) (err error) {
 		if v.systemID, err = shard.Identify(ctx, conn); err != nil {
 			return err
 		}
@@ -95,7 +105,7 @@ func lookAtSource(ctx context.Context, r *replication) (*sourceView, error) {
 		if err != nil {
 			return fmt.Errorf("list the slots: %w", err)
 		}
-		if err := conn.QueryRow(ctx, sourceObjects, r.publication).Scan(&v.published, &v.otherPublics, &v.marks, &v.indexes); err != nil {
+		if err := conn.QueryRow(ctx, sourceObjects, r.publication).Scan(&v.published, &v.shared, &v.marks, &v.indexes); err != nil {
 			return fmt.Errorf("look for what was made at the source: %w", err)
 		}
 		v.gate, v.tables, err = lookAtGate(ctx, conn)
@@ -129,7 +139,7 @@ func (d *Doctor) lookAtShards(ctx context.Context, r *replication) ([]*shardView
 	for _, s := range job.Shards {
 		g.Go(func() error {
 			v := &shardView{shard: s.Name, dsn: s.DSN}
-			v.err = visit(ctx, gate.ShardSession, s.DSN, func(ctx context.Context, conn *pgx.Conn) (err error) {
+			v.err = look(ctx, gate.ShardSession, s.DSN, func(ctx context.Context, conn *pgx.Conn) (err error) {
 				if v.gate, v.tables, err = lookAtGate(ctx, conn); err != nil {
 					return err
 				}
@@ -170,13 +180,5 @@ func lookAtAppliers(ctx context.Context, conn *pgx.Conn) (map[string]int64, erro
 // hasCode reports whether the server answered with one of the SQLSTATEs.
 func hasCode(err error, codes ...string) bool {
 	pe, ok := errors.AsType[*pgconn.PgError](err)
-	if !ok {
-		return false
-	}
-	for _, c := range codes {
-		if pe.Code == c {
-			return true
-		}
-	}
-	return false
+	return ok && slices.Contains(codes, pe.Code)
 }

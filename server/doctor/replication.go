@@ -60,7 +60,12 @@ func (d *Doctor) checkReplication(ctx context.Context, id string, f *findings) e
 		f.add(tenant.Blocking, "shards-unknown", r.name(), "see the findings about database "+r.database, "its shards cannot be found: %s", err)
 		return nil
 	}
-	shards = slices.DeleteFunc(shards, func(v *shardView) bool { return v.err != nil }) // checkDatabase says why
+	shards = slices.DeleteFunc(shards, func(v *shardView) bool {
+		if v.err != nil && tenant.AsError(v.err).Kind != tenant.KindUnavailable { // that, the checks of shard and database say
+			f.add(tenant.Blocking, "shard-unseen", r.database+"@"+v.shard, "see the log of that server", "gate and positions of %s there cannot be read: %s", r.name(), v.err).mayPass()
+		}
+		return v.err != nil
+	})
 	d.checkGates(r, src, shards, f)
 	return d.checkPositions(ctx, r, src, shards, f)
 }

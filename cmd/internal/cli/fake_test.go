@@ -57,6 +57,13 @@ func (f *contract) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	mux.HandleFunc("DELETE /v1/shards/{name}", func(w http.ResponseWriter, r *http.Request) {
 		fail(w, 409, tenant.KindRefused, "shard-holds-realms", "shard "+r.PathValue("name")+" holds realms of acme")
 	})
+	orphan := tenant.Finding{Severity: tenant.Warning, Code: "slot-orphan", Object: "rehome_xyz", Message: "a slot belongs to no replication", Remedy: "find out whether another installation reads from this source"}
+	mux.HandleFunc("GET /v1/doctor", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, api.Doctor{Findings: []tenant.Finding{{Severity: tenant.Blocking, Code: "slot-left", Object: "rehome_abc", Message: "the slot of replication abc is still there", Remedy: "rehome doctor --fix takes it back", Fixable: true}, orphan}})
+	})
+	mux.HandleFunc("POST /v1/doctor/fix", func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, api.Doctor{Findings: []tenant.Finding{orphan}, Repairs: []api.Repair{{Code: "slot-left", Object: "rehome_abc", Done: true}}})
+	})
 	mux.HandleFunc("POST /v1/clients", func(w http.ResponseWriter, r *http.Request) {
 		q := body[api.ClientRequest](r)
 		answer(w, api.ClientCreated{Client: api.Client{ID: "c2", Email: q.Email, Scopes: []string{"operate"}}, Secret: "made-secret-2"})

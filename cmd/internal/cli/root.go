@@ -73,7 +73,7 @@ func NewRoot(a *App) *cobra.Command {
 			root.AddCommand(c)
 		}
 	}
-	add(groupInstall, newServerCommand(a), newInitCommand(a), newEmailChannelCommand(a), newMigrateCommand(a))
+	add(groupInstall, newServerCommand(a), newInitCommand(a), newEmailChannelCommand(a), newMigrateCommand(a), newDoctorCommand(a))
 	for _, construct := range a.Commands {
 		add(groupInstall, construct(a))
 	}

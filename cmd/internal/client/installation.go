@@ -26,6 +26,16 @@ func (c *Client) Installation(ctx context.Context) (api.Installation, error) {
 	return get[api.Installation](ctx, c, "/v1/installation", nil)
 }
 
+// Examine compares the installation's records with what is there.
+func (c *Client) Examine(ctx context.Context) (api.Doctor, error) {
+	return get[api.Doctor](ctx, c, "/v1/doctor", nil)
+}
+
+// Repair performs the safe repairs.
+func (c *Client) Repair(ctx context.Context) (api.Doctor, error) {
+	return send[api.Doctor](ctx, c, http.MethodPost, "/v1/doctor/fix", nil)
+}
+
 // SetEmailChannel sets how codes reach people, and sends a test message if asked.
 func (c *Client) SetEmailChannel(ctx context.Context, r api.EmailChannelRequest) (api.EmailChannel, error) {
 	return send[api.EmailChannel](ctx, c, http.MethodPost, "/v1/email-channel", r)
