@@ -86,13 +86,15 @@ func (d *Doctor) checkDatabase(ctx context.Context, was shard.Database, f *findi
 		}
 	}
 	for _, name := range db.Shards {
-		d.checkDatabaseAt(ctx, db, p, name, f)
+		if err := d.checkDatabaseAt(ctx, db, p, name, f); err != nil {
+			return err
+		}
 	}
 	return ctx.Err()
 }
 
 // checkDatabaseAt looks at a database on one of its shards.
-func (d *Doctor) checkDatabaseAt(ctx context.Context, db shard.Database, p tenant.Placement, name string, f *findings) {
+func (d *Doctor) checkDatabaseAt(ctx context.Context, db shard.Database, p tenant.Placement, name string, f *findings) error {
 	object := db.Name + "@" + name
 	server, err := d.cfg.Catalogue.ShardDSN(ctx, name)
 	exists, ours := false, false
@@ -104,14 +106,17 @@ func (d *Doctor) checkDatabaseAt(ctx context.Context, db shard.Database, p tenan
 	}
 	switch {
 	case err != nil:
-		return // the shard cannot be reached: checkShard says so
+		if tenant.AsError(err).Kind != tenant.KindUnavailable { // that, checkShard says
+			f.add(tenant.Blocking, "database-unreachable", object, "see the log of that server", "the database cannot be looked for: %s", err).mayPass()
+		}
+		return nil
 	case !exists:
 		f.add(tenant.Blocking, "database-missing", object, "restore it from a backup; if it never held rows that matter, delete it and create it again",
 			"shard %s has no Postgres database %s", name, db.Name).mayPass()
-		return
+		return nil
 	case !ours:
 		f.add(tenant.Blocking, "database-foreign", object, "find out who replaced it; if it was restored from a backup, give it its comment back", "the Postgres database %s on shard %s was not made by this installation", db.Name, name).mayPass()
-		return
+		return nil
 	}
 	dsn, err := d.cfg.Catalogue.DatabaseDSN(ctx, db.Name, name)
 	var owned shard.Owned
@@ -128,7 +133,7 @@ func (d *Doctor) checkDatabaseAt(ctx context.Context, db shard.Database, p tenan
 	}
 	if err != nil {
 		f.add(tenant.Blocking, "database-unreachable", object, "see that the database accepts connections there", "the database cannot be looked at: %s", err).mayPass()
-		return
+		return nil
 	}
 	restore := func(ctx context.Context) error {
 		return visit(ctx, gate.ShardSession, dsn, func(ctx context.Context, conn *pgx.Conn) error { return shard.RestorePlacement(ctx, conn, p, name) })
@@ -143,19 +148,23 @@ func (d *Doctor) checkDatabaseAt(ctx context.Context, db shard.Database, p tenan
 		f.add(tenant.Blocking, "owned-disagrees", object, fixIt+" writes it anew", "what the shard believes to own (epoch %d) is not what the placement says (epoch %d)", owned.Epoch, p.Epoch).mayPass().fix(restore)
 	}
 	for id := range appliers {
-		d.checkApplier(ctx, db.Name, object, id, dsn, f)
+		if err := d.checkApplier(ctx, db.Name, object, id, dsn, f); err != nil {
+			return err
+		}
 	}
+	return nil
 }
 
 // checkApplier looks whose notes of a stream a shard keeps.
-func (d *Doctor) checkApplier(ctx context.Context, database, object, id string, dsn tenant.DSN, f *findings) {
+func (d *Doctor) checkApplier(ctx context.Context, database, object, id string, dsn tenant.DSN, f *findings) error {
 	var phase string
 	var commands int
 	err := d.cfg.Pool.QueryRow(ctx, `SELECT COALESCE(max(phase), ''), COALESCE(sum((SELECT count(*) FROM rehome_control.replication_commands c WHERE c.replication = r.id AND c.finished_at IS NULL)), 0)::int
 		FROM rehome_control.replications r WHERE id = $1 AND database = $2`, id, database).Scan(&phase, &commands)
 	switch {
-	case err != nil || commands > 0:
-		return
+	case err != nil:
+		return fmt.Errorf("look whose replication %s is: %w", id, err)
+	case commands > 0: // its worker is still at it
 	case phase == "":
 		f.add(tenant.Blocking, "applier-unknown", object+":"+id, "see whether another installation writes to the same shards, or the control database was restored from a backup",
 			"the shard is written to by replication %s, which is not known here", id).mayPass()
@@ -169,4 +178,5 @@ func (d *Doctor) checkApplier(ctx context.Context, database, object, id string, 
 			})
 		})
 	}
+	return nil
 }
