@@ -30,8 +30,11 @@ type Input struct {
 	Accepted []string
 	// MaxDuration bounds the comparison, because its snapshots hold back vacuum on both sides; 0: no bound.
 	MaxDuration time.Duration
-	Pause       time.Duration  // each worker rests so long after each table, for the servers' sake
-	OnProgress  func(Progress) // called from several goroutines, one at a time; may be nil
+	// PartBytes is about how large the parts are that large tables are compared in, if that uses more of the servers than
+	// one scan does (see partsOf); default 128 MiB.
+	PartBytes  int64
+	Pause      time.Duration  // each worker rests so long after each table or part, for the servers' sake
+	OnProgress func(Progress) // called from several goroutines, one at a time; may be nil
 }
 
 // Progress is how far a comparison has come.
@@ -47,6 +50,7 @@ type Progress struct {
 const (
 	defaultMaxDiffs = 20
 	maxDefaultJobs  = 4
+	defaultPart     = 128 << 20
 )
 
 func (in Input) withDefaults() Input {
@@ -55,6 +59,9 @@ func (in Input) withDefaults() Input {
 	}
 	if in.MaxDiffs <= 0 {
 		in.MaxDiffs = defaultMaxDiffs
+	}
+	if in.PartBytes <= 0 {
+		in.PartBytes = defaultPart
 	}
 	if in.OnProgress == nil {
 		in.OnProgress = func(Progress) {}
@@ -86,7 +93,7 @@ func Compare(ctx context.Context, in Input) (tenant.Verification, error) {
 	if err != nil {
 		return tenant.Verification{}, news.gaveUp(ctx, in, err)
 	}
-	tables, err := compareAll(ctx, in, news, schema.skip)
+	tables, err := compareAll(ctx, in, news, schema)
 	if err != nil {
 		return tenant.Verification{}, news.gaveUp(ctx, in, err)
 	}

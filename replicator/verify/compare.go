@@ -17,30 +17,42 @@ import (
 	"github.com/rehomedb/rehome/tenant"
 )
 
-// compareAll deals the tables, largest first as the catalogue has them, to workers with sessions of their own.
-func compareAll(ctx context.Context, in Input, news *reporter, skip map[tenant.TableName]string) ([]tenant.TableVerification, error) {
+// compareAll deals the tables, largest first as the catalogue has them, and of large ones their parts, to workers with
+// sessions of their own.
+func compareAll(ctx context.Context, in Input, news *reporter, schema *schemaFindings) ([]tenant.TableVerification, error) {
 	tables := in.Catalogue.Tables
 	results := make([]tenant.TableVerification, len(tables))
-	next := make(chan int, len(tables))
+	var pieces []piece
 	for i := range tables {
-		next <- i
+		cuts := schema.cuts[tables[i].Name]
+		if schema.skip[tables[i].Name] != "" {
+			cuts = nil
+		}
+		pieces = append(pieces, newPieces(i, cuts, len(in.Shards))...)
+	}
+	next := make(chan piece, len(pieces))
+	for _, p := range pieces {
+		next <- p
 	}
 	close(next)
 	group, ctx := errgroup.WithContext(ctx)
-	for range min(in.Jobs, len(tables)) {
+	for range min(in.Jobs, len(pieces)) {
 		group.Go(func() error {
 			s, err := openSides(ctx, in)
 			if err != nil {
 				return fmt.Errorf("verify: %w", err)
 			}
 			defer s.close()
-			for i := range next {
-				if why := skip[tables[i].Name]; why != "" {
-					results[i] = tenant.TableVerification{Table: tables[i].Name.String(), Skipped: why}
-				} else if results[i], err = compareTable(ctx, in, s, &tables[i]); err != nil {
-					return fmt.Errorf("verify table %s: %w", tables[i].Name, err)
+			for p := range next {
+				t := &tables[p.table]
+				v, err := p.compare(ctx, in, s, t, schema.skip[t.Name])
+				if err != nil {
+					return fmt.Errorf("verify table %s: %w", t.Name, err)
 				}
-				news.done(&results[i])
+				if v != nil {
+					results[p.table] = *v
+					news.done(v)
+				}
 				if err := wait(ctx, in.Pause); err != nil {
 					return fmt.Errorf("verify: %w", err)
 				}
@@ -69,31 +81,23 @@ func wait(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// compareTable scans a table on all sides at the same time and names what differs.
-func compareTable(ctx context.Context, in Input, s *sides, t *catalog.Table) (tenant.TableVerification, error) {
-	st := newStatements(t, transcodes(in.Catalogue.Server.Encoding))
-	var source digest
-	shards := make([]digest, len(s.shards))
-	moved := make([]int64, len(s.shards))
-	movedKeys := make([][]string, len(s.shards))
-	group, scanCtx := errgroup.WithContext(ctx)
-	group.Go(func() (err error) {
-		source, err = s.source.scan(scanCtx, st.classes)
-		return err
-	})
-	for i := range s.shards {
-		group.Go(func() (err error) {
-			if shards[i], err = s.shards[i].scan(scanCtx, st.classes); err != nil || !t.Sharded() {
-				return err
-			}
-			moved[i], movedKeys[i], err = s.shards[i].misplaced(scanCtx, st, in.Placement, in.MaxDiffs)
-			return err
-		})
+// compare compares a piece, and concludes on the table if it was its last; before, it returns nil.
+func (p piece) compare(ctx context.Context, in Input, s *sides, t *catalog.Table, skip string) (*tenant.TableVerification, error) {
+	if skip != "" {
+		return &tenant.TableVerification{Table: t.Name.String(), Skipped: skip}, nil
 	}
-	if err := group.Wait(); err != nil {
-		return tenant.TableVerification{}, err
+	last, err := p.scan(ctx, in, s, t)
+	if err != nil || !last {
+		return nil, err
 	}
+	v, err := p.sums.conclude(ctx, in, s, t)
+	return &v, err
+}
 
+// conclude compares what the scans of all parts found, and names what differs.
+func (a *tableSums) conclude(ctx context.Context, in Input, s *sides, t *catalog.Table) (tenant.TableVerification, error) {
+	st := newStatements(t, transcodes(in.Catalogue.Server.Encoding))
+	source, shards, moved := a.source, a.shards, a.moved
 	v := tenant.TableVerification{Table: t.Name.String(), SourceRows: source.rows(), Digest: tableDigest(t, source), Equal: true}
 	found := &findings{v: &v, limit: in.MaxDiffs, different: map[rowAt]int64{}}
 	if t.Sharded() {
@@ -120,11 +124,18 @@ func compareTable(ctx context.Context, in Input, s *sides, t *catalog.Table) (te
 		return v, err
 	}
 	for i, n := range moved {
+		if n == 0 {
+			continue
+		}
 		v.Misplaced += n
-		for _, key := range movedKeys[i] {
+		keys, err := s.shards[i].misplacedKeys(ctx, st, in.Placement, in.MaxDiffs)
+		if err != nil {
+			return v, err
+		}
+		for _, key := range keys {
 			found.add(tenant.RowDiff{Key: key, Kind: Misplaced, Shard: s.shards[i].name}, 1)
 		}
-		found.more(n - int64(len(movedKeys[i])))
+		found.more(n - int64(len(keys)))
 	}
 	return v, nil
 }

@@ -15,6 +15,10 @@
 //	sharded table:   source's class = sum over the shards' classes
 //	reference table: source's class = each shard's class
 //
+// A large table is divided into ranges of blocks for several sessions, if there are more workers than Postgres itself would
+// use for one scan, or rests to be made between them. Each side divides by its own storage, since sums add up; in sum the
+// parts cost no more CPU than one scan (within 3% down to parts of 3 MiB).
+//
 // # Strength
 //
 // A class that differs in content passes unseen only if the count and both sums agree by chance: about 2^-128 for a

@@ -47,6 +47,7 @@ type schemaFindings struct {
 	diffs []tenant.SchemaDiff
 	more  int64
 	skip  map[tenant.TableName]string // why not
+	cuts  map[tenant.TableName][]cut  // of large tables: the parts, for each side
 }
 
 // compareSchema reads the schemas of all sides and compares each shard's with the source's.
@@ -59,16 +60,20 @@ func compareSchema(ctx context.Context, in Input) (*schemaFindings, error) {
 	all := s.all()
 	schemas := make([]*sideSchema, len(all))
 	group, ctx := errgroup.WithContext(ctx)
+	sizes := make([]tableSizes, len(all))
 	for i, one := range all {
 		group.Go(func() (err error) {
-			schemas[i], err = one.readSchema(ctx, in)
+			if schemas[i], err = one.readSchema(ctx, in); err != nil {
+				return err
+			}
+			sizes[i], err = one.readSizes(ctx, in)
 			return err
 		})
 	}
 	if err := group.Wait(); err != nil {
 		return nil, fmt.Errorf("verify: %w", err)
 	}
-	f := &schemaFindings{in: in, skip: map[tenant.TableName]string{}}
+	f := &schemaFindings{in: in, skip: map[tenant.TableName]string{}, cuts: cutTables(in, sizes)}
 	for i, one := range all[1:] {
 		f.shard(one.name, schemas[0], schemas[i+1])
 	}

@@ -159,28 +159,31 @@ func (s *side) scan(ctx context.Context, sql string) (digest, error) {
 	return d, nil
 }
 
-// misplaced counts the rows whose realm the shard does not own, and names some of them.
-func (s *side) misplaced(ctx context.Context, st statements, p tenant.Placement, limit int) (int64, []string, error) {
+// misplaced counts the rows whose realm the shard does not own.
+func (s *side) misplaced(ctx context.Context, st statements, p tenant.Placement) (int64, error) {
 	if ownsAll(p, s.name) {
-		return 0, nil, nil
+		return 0, nil
 	}
 	here, elsewhere := pins(p, s.name)
 	var n int64
 	// By realm first: far cheaper than hashing every row's realm.
 	if err := s.conn.QueryRow(ctx, misplaced("coalesce(sum(n), 0)::bigint", st.byRealm, p, s.name), here, elsewhere).Scan(&n); err != nil {
-		return 0, nil, fmt.Errorf("%s: find misplaced rows: %w", s, err)
+		return 0, fmt.Errorf("%s: find misplaced rows: %w", s, err)
 	}
-	if n == 0 {
-		return 0, nil, nil
-	}
+	return n, nil
+}
+
+// misplacedKeys names some of them.
+func (s *side) misplacedKeys(ctx context.Context, st statements, p tenant.Placement, limit int) ([]string, error) {
+	here, elsewhere := pins(p, s.name)
 	rows, err := s.conn.Query(ctx, misplaced("k", st.rowRealm, p, s.name)+" LIMIT $3", here, elsewhere, limit)
 	if err != nil {
-		return 0, nil, fmt.Errorf("%s: name misplaced rows: %w", s, err)
+		return nil, fmt.Errorf("%s: name misplaced rows: %w", s, err)
 	}
 	keys, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	if err != nil {
-		return 0, nil, fmt.Errorf("%s: name misplaced rows: %w", s, err)
+		return nil, fmt.Errorf("%s: name misplaced rows: %w", s, err)
 	}
 	slices.Sort(keys)
-	return n, keys, nil
+	return keys, nil
 }

@@ -32,11 +32,17 @@ type statements struct {
 
 // newStatements writes the queries for a table. With transcode the texts are hashed as UTF-8, whatever the server's encoding is.
 func newStatements(t *catalog.Table, transcode bool) statements {
+	return newStatementsWithin(t, transcode, "")
+}
+
+// newStatementsWithin writes queries of which classes and byRealm read only rows that a condition on t holds for.
+func newStatementsWithin(t *catalog.Table, transcode bool, where string) statements {
 	var s statements
 	from := "ONLY " + t.Name.Quoted()
 	if t.Partitioned {
 		from = t.Name.Quoted()
 	}
+	within := from + " t" + where
 	row := canonical(rowText(t), transcode)
 	keyHash, key := "hashtextextended(r, 1)", "'row ' || left(r, 200)"
 	keyColumns := identityColumns(t)
@@ -50,7 +56,7 @@ func newStatements(t *catalog.Table, transcode bool) statements {
 
 	if s.keyed {
 		s.classes = fmt.Sprintf(`SELECT kh & %d, count(*), sum(hashtextextended(r, 1))::text, sum(hashtextextended(r, 2))::text
-			FROM (SELECT %s AS kh, %s AS r FROM %s t LIMIT ALL) x GROUP BY 1`, classes-1, keyHash, row, from)
+			FROM (SELECT %s AS kh, %s AS r FROM %s LIMIT ALL) x GROUP BY 1`, classes-1, keyHash, row, within)
 		s.drill = fmt.Sprintf(`SELECT kh, k, realm, hashtextextended(r, 1), hashtextextended(r, 2), count(*)
 			FROM (SELECT %s AS kh, %s AS k, %s AS realm, %s AS r FROM %s t LIMIT ALL) x
 			WHERE kh & %d = ANY ($1::bigint[]) GROUP BY 1, 2, 3, 4, 5 ORDER BY 1`, keyHash, key, realm, row, from, classes-1)
@@ -58,8 +64,8 @@ func newStatements(t *catalog.Table, transcode bool) statements {
 		s.columns = fmt.Sprintf(`SELECT %s, %s FROM %s t WHERE %s = ANY ($1::bigint[])`, key, columnHashesOf(t, transcode), from, keyHash)
 	} else {
 		s.classes = fmt.Sprintf(`SELECT h1 & %d, count(*), sum(h1)::text, sum(h2)::text
-			FROM (SELECT hashtextextended(r, 1) AS h1, hashtextextended(r, 2) AS h2 FROM (SELECT %s AS r FROM %s t LIMIT ALL) y LIMIT ALL) x GROUP BY 1`,
-			classes-1, row, from)
+			FROM (SELECT hashtextextended(r, 1) AS h1, hashtextextended(r, 2) AS h2 FROM (SELECT %s AS r FROM %s LIMIT ALL) y LIMIT ALL) x GROUP BY 1`,
+			classes-1, row, within)
 		s.drill = fmt.Sprintf(`SELECT h1, min(k), min(realm), h1, h2, count(*)
 			FROM (SELECT hashtextextended(r, 1) AS h1, hashtextextended(r, 2) AS h2, %s AS k, realm FROM (SELECT %s AS r, %s AS realm FROM %s t LIMIT ALL) y LIMIT ALL) x
 			WHERE h1 & %d = ANY ($1::bigint[]) GROUP BY h1, h2 ORDER BY 1`, key, row, realm, from, classes-1)
@@ -67,7 +73,7 @@ func newStatements(t *catalog.Table, transcode bool) statements {
 	}
 	if t.Sharded() {
 		col := "t." + tenant.QuoteIdent(t.RealmKey)
-		s.byRealm = fmt.Sprintf(`SELECT %s::text AS r, count(*) AS n FROM %s t GROUP BY %s`, col, from, col)
+		s.byRealm = fmt.Sprintf(`SELECT %s::text AS r, count(*) AS n FROM %s GROUP BY %s`, col, within, col)
 	}
 	return s
 }
