@@ -12,6 +12,9 @@
 // lane per shard takes whatever has gathered in its inbox, whole source transactions, and applies it as one target
 // transaction. A lane that keeps up takes transactions one by one; a lane that is behind takes many at once.
 //
+// Within a group the changes of one table that follow each other become one statement over arrays (setwise.go); when
+// such a statement does not hit just the rows that it names, the group is applied again, strictly in order.
+//
 // # Invariants
 //
 //   - Exactly once: the first statement of every target transaction appends to rehome.progress at that shard, where

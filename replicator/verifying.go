@@ -150,7 +150,7 @@ func (p *positionView) openShard(ctx context.Context, shard string) error {
 
 func (e *Engine) compare(ctx context.Context, at *positionView, opts VerifyOptions) (tenant.Verification, error) {
 	in := verify.Input{
-		Catalogue: e.cat, Placement: e.cfg.Placement, LSN: at.source.lsn, Jobs: opts.Jobs, OnProgress: opts.OnProgress,
+		Catalogue: e.cat, Placement: e.cfg.Placement, LSN: at.source.lsn, Jobs: opts.Jobs, OnProgress: opts.OnProgress, Accepted: e.cfg.Options.Accept,
 		Source: func(ctx context.Context) (*pgx.Conn, error) { return e.src.reader(ctx, at.source.name, "verify") },
 		Shards: map[string]verify.Sessions{},
 	}

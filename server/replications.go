@@ -86,6 +86,13 @@ func (s *Server) getReplication(ctx context.Context, in *replicationInput) (*rep
 	if err != nil {
 		return nil, err
 	}
+	rows, err := s.pool.Query(ctx, `SELECT name, started_at, finished_at FROM rehome_control.replication_steps WHERE replication = $1 ORDER BY started_at`, r.ID)
+	if err != nil {
+		return nil, fmt.Errorf("read the steps: %w", err)
+	}
+	if r.Steps, err = pgx.CollectRows(rows, pgx.RowToStructByPos[api.ReplicationStep]); err != nil {
+		return nil, fmt.Errorf("read the steps: %w", err)
+	}
 	return &replicationOutput{Body: r}, nil
 }
 

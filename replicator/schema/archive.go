@@ -101,7 +101,8 @@ func pgDump(ctx context.Context, cfg Config, dir string, excluded []tenant.Table
 	args := []string{
 		"--format=custom", "--schema-only", "--no-owner", "--no-privileges", "--no-publications", "--no-subscriptions",
 		"--no-security-labels", "--no-tablespaces", "--no-password", "--exclude-schema=rehome", "--exclude-schema=rehome_control",
-		"--encoding=UTF8", fmt.Sprintf("--lock-wait-timeout=%d", dumpLockWait.Milliseconds()), "--file=" + file,
+		// A word that the source's version does not know as reserved may be one for the shards' (system_user, from 16 on).
+		"--quote-all-identifiers", "--encoding=UTF8", fmt.Sprintf("--lock-wait-timeout=%d", dumpLockWait.Milliseconds()), "--file=" + file,
 	}
 	if cfg.Snapshot != "" {
 		args = append(args, "--snapshot="+cfg.Snapshot)

@@ -290,6 +290,14 @@ type Replication struct {
 	CreatedAt time.Time                 `json:"created_at"`
 	UpdatedAt time.Time                 `json:"updated_at"`
 	EndedAt   *time.Time                `json:"ended_at,omitempty"`
+	Steps     []ReplicationStep         `json:"steps,omitempty"` // of one replication, not in lists
+}
+
+// ReplicationStep is a step of the preparation or the copy, with its time.
+type ReplicationStep struct {
+	Name       string     `json:"name"`
+	StartedAt  time.Time  `json:"started_at"`
+	FinishedAt *time.Time `json:"finished_at,omitempty"`
 }
 
 // CommandRequest asks the worker for something. DropFence belongs to complete.

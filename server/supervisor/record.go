@@ -153,6 +153,10 @@ func (j *journal) observe(ctx context.Context, o tenant.Observation, also func(p
 				return err
 			}
 		}
+		// A step belongs to the phase that it was taken in.
+		if _, err := tx.Exec(ctx, `UPDATE rehome_control.replication_steps SET finished_at = now() WHERE replication = $1 AND finished_at IS NULL`, j.id); err != nil {
+			return err
+		}
 		return j.note(ctx, tx, "phase", map[string]any{"from": was.Phase, "to": next.Phase, "reason": next.Reason, "remedy": next.Remedy})
 	})
 	if err != nil {
@@ -218,8 +222,24 @@ func (j *journal) CopiedTable(ctx context.Context, relation string, watermark te
 
 // Note implements replicator.Journal. News that cannot be written must not stop the work.
 func (j *journal) Note(ctx context.Context, event string, data any) {
+	if step, ok := data.(map[string]any); ok && event == "step" {
+		if name, ok := step["step"].(string); ok {
+			j.step(ctx, name)
+		}
+	}
 	if err := j.note(ctx, j.s.cfg.Pool, event, data); err != nil && ctx.Err() == nil {
 		j.s.log.Warn("write an event", "event", event, "error", err)
+	}
+}
+
+// step keeps when each step began and ended, for people: the last one is open until the next begins. A step that is taken
+// again, after a crash, begins anew.
+func (j *journal) step(ctx context.Context, name string) {
+	_, err := j.s.cfg.Pool.Exec(ctx, `WITH ended AS (UPDATE rehome_control.replication_steps SET finished_at = now() WHERE replication = $1 AND finished_at IS NULL AND name <> $2)
+		INSERT INTO rehome_control.replication_steps (replication, name) VALUES ($1, $2)
+		ON CONFLICT (replication, name) DO UPDATE SET started_at = now(), finished_at = NULL`, j.id, name)
+	if err != nil && ctx.Err() == nil {
+		j.s.log.Warn("write a step", "step", name, "error", err)
 	}
 }
 

@@ -82,8 +82,13 @@ func (o whichOptions) find(ctx context.Context, a *App) (target, api.Replication
 func newReplicationsCommand(a *App) *cobra.Command {
 	var db string
 	cmd := &cobra.Command{
-		Use: "replications", Short: "List the replications", Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return runReplications(cmd.Context(), a, db) },
+		Use: "replications [ID]", Short: "List the replications, or show the steps of one", Args: rangeArgs(0, "ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				return runReplication(cmd.Context(), a, whichOptions{id: args[0], db: db})
+			}
+			return runReplications(cmd.Context(), a, db)
+		},
 	}
 	cmd.Flags().StringVar(&db, "db", "", "of this database only, by name or URL")
 	return cmd
@@ -124,6 +129,26 @@ func runReplications(ctx context.Context, a *App, db string) error {
 			rows[i] = []string{r.ID, r.Database, r.From, how, output.When(r.CreatedAt)}
 		}
 		a.Print.Table([]string{"id", "database", "from", "state", "started"}, rows)
+	})
+}
+
+// runReplication shows one with its steps: what took how long.
+func runReplication(ctx context.Context, a *App, which whichOptions) error {
+	_, r, err := which.find(ctx, a)
+	if err != nil {
+		return err
+	}
+	return a.Print.Answer(r, func() {
+		a.Print.Textf("%s: %s to %s, %s", r.ID, r.From, r.To, r.State.Phase)
+		rows := make([][]string, len(r.Steps))
+		for i, s := range r.Steps {
+			took := "under way"
+			if s.FinishedAt != nil {
+				took = output.Duration(s.FinishedAt.Sub(s.StartedAt))
+			}
+			rows[i] = []string{s.Name, output.When(s.StartedAt), took}
+		}
+		a.Print.Table([]string{"step", "began", ">took"}, rows)
 	})
 }
 
