@@ -15,6 +15,9 @@ import (
 	"github.com/rehomedb/rehome/tenant"
 )
 
+// settleMax is how late the return of a source or a shard is noticed while the outcome of a cutover is open.
+const settleMax = 15 * time.Second
+
 // job is the replication as the coordinator of cutovers wants it.
 func (r *runner) job(rec *record) cutover.Job {
 	j := cutover.Job{
@@ -41,7 +44,8 @@ func (r *runner) recover(ctx context.Context) error {
 
 // settle resolves and follows until it is done, and records the phase that the gate decided.
 func (r *runner) settle(ctx context.Context) error {
-	for {
+	// A source may be away for hours: look often at first, then seldom enough not to fill the event log.
+	for pause := lookEvery; ; pause = min(2*pause, settleMax) {
 		rec, err := r.s.load(ctx, r.id)
 		if err == nil {
 			var res cutover.Resolution
@@ -56,8 +60,8 @@ func (r *runner) settle(ctx context.Context) error {
 			return ctx.Err()
 		}
 		r.log.Warn("the outcome of a cutover is not settled yet", "error", err)
-		r.journal.Note(ctx, "retry", map[string]any{"reason": err.Error(), "after_ms": lookEvery.Milliseconds()})
-		if err := pauseFor(ctx, lookEvery); err != nil {
+		r.journal.Note(ctx, "retry", map[string]any{"reason": err.Error(), "after_ms": pause.Milliseconds()})
+		if err := pauseFor(ctx, pause); err != nil {
 			return err
 		}
 	}

@@ -67,11 +67,12 @@ func (a *App) printFindings(p *output.Printer, findings []tenant.Finding) {
 		if f.Remedy != "" {
 			p.Textf("           remedy: %s", f.Remedy)
 		}
+		// What the remedy says already is not said twice.
 		var ways []string
-		if f.Fixable && !f.Accepted {
+		if f.Fixable && !f.Accepted && !strings.Contains(f.Remedy, "--fix-identity") {
 			ways = append(ways, "--fix-identity mends it")
 		}
-		if f.Acceptable && !f.Accepted && a.override != nil {
+		if f.Acceptable && !f.Accepted && a.override != nil && !strings.Contains(f.Remedy, "--accept") {
 			ways = append(ways, a.override(f))
 		}
 		if len(ways) > 0 {
