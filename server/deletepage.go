@@ -2,6 +2,8 @@ package server
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/base64"
 	"html/template"
 	"net/http"
 
@@ -13,7 +15,8 @@ import (
 // opening it does nothing, since mail scanners open links.
 const pageTemplate = `<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><meta name="robots" content="noindex">
-<title>{{.Title}}</title></head>
+<title>{{.Title}}</title>
+<style>{{.Style}}</style></head>
 <body><main>
 <h1>{{.Title}}</h1>
 {{range .Lines}}<p>{{.}}</p>
@@ -21,7 +24,14 @@ const pageTemplate = `<!doctype html>
 {{end}}</main></body></html>
 `
 
+// pageStyle is allowed by its hash in the page's policy; nothing else is.
+const pageStyle = `body{font:16px/1.5 system-ui,sans-serif;margin:0;background:#f4f4f2;color:#222}
+main{max-width:34rem;margin:12vh auto;padding:2rem;background:#fff;border:1px solid #ddd;border-radius:6px}
+h1{font-size:1.3rem;margin:0 0 1rem}p{overflow-wrap:anywhere}
+button{font:inherit;margin-top:1rem;padding:.6rem 1.2rem;border:0;border-radius:4px;background:#b3261e;color:#fff;cursor:pointer}`
+
 type page struct {
+	Style  template.CSS
 	Title  string
 	Lines  []string
 	Button string
@@ -34,8 +44,12 @@ func (s *Server) deletePage(w http.ResponseWriter, r *http.Request) {
 		s.writePage(w, r, err, page{})
 		return
 	}
+	reach := s.databaseURL(name) + " is then out of reach at once; nothing sends its clients anywhere."
+	if to, err := s.gateway.RedirectOf(r.Context(), name); err == nil && to.To != "" {
+		reach = s.databaseURL(name) + " is then out of reach at once; its clients are still sent to " + to.To + "."
+	}
 	s.writePage(w, r, nil, page{Title: "Delete the database " + name + "?", Button: "Delete " + name, Lines: []string{
-		s.databaseURL(name) + " is then out of reach at once; its redirect lives on.",
+		reach,
 		"Its data is destroyed after " + days(s.cfg.DeleteGrace) + "; until then `rehome undelete` brings it back.",
 		"Asked for by " + c.By + ".",
 	}})
@@ -92,9 +106,11 @@ func (s *Server) writePage(w http.ResponseWriter, r *http.Request, err error, p 
 	}
 	h := w.Header()
 	h.Set("Content-Type", "text/html; charset=utf-8")
-	h.Set("Content-Security-Policy", "default-src 'none'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'")
+	sum := sha256.Sum256([]byte(pageStyle))
+	h.Set("Content-Security-Policy", "default-src 'none'; style-src 'sha256-"+base64.StdEncoding.EncodeToString(sum[:])+"'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'")
 	h.Set("X-Frame-Options", "DENY")
 	h.Set("Referrer-Policy", "no-referrer") // the address holds the token
+	p.Style = pageStyle
 	var b bytes.Buffer
 	t, terr := template.New("page").Parse(pageTemplate)
 	if terr == nil {
