@@ -101,10 +101,17 @@ func (m *move) gateway(app http.Handler) http.Handler {
 		}
 		defer conn.CloseNow()
 		ctx := conn.CloseRead(r.Context())
-		select {
-		case <-m.moved:
-		case <-ctx.Done():
-			return
+		beat := time.NewTicker(200 * time.Millisecond) // so that nobody takes a long move for a dead connection
+		defer beat.Stop()
+		for waiting := true; waiting; {
+			select {
+			case <-m.moved:
+				waiting = false
+			case <-ctx.Done():
+				return
+			case <-beat.C:
+				_ = conn.Write(ctx, websocket.MessageText, []byte(`{"type":"heartbeat"}`)) // the context says when it is over
+			}
 		}
 		_ = conn.Write(ctx, websocket.MessageText, fmt.Appendf(nil, `{"type":"moved","url":%q}`, m.new.URL)) // the close says it again
 		_ = conn.Close(4301, m.new.URL)
@@ -240,11 +247,16 @@ func TestWritersKeepWritingThroughAMove(t *testing.T) {
 		c := m.ledger.Counts()
 		return c.BySide[workload.SideSource] > 300 && len(c.ByKind) == 6
 	})
+	until(t, "the sockets are open", func() bool { s := writers.Report().Sockets; return s.Opened >= 2 && s.Heartbeats >= 4 })
 	exec(t, m.source, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'demo writer%'")
 	m.ledger.ResetGaps()
 	m.run(t)
 	until(t, "the shards have acknowledged writes", func() bool { return m.ledger.Counts().BySide[workload.SideShards] > 300 })
-	until(t, "the sockets have followed", func() bool { return writers.Report().Sockets.Heartbeats > 4 })
+	before := writers.Report().Sockets.Heartbeats
+	until(t, "the sockets have followed", func() bool {
+		s := writers.Report().Sockets
+		return s.MovedTo == m.new.URL && s.Heartbeats > before+4
+	})
 	stop()
 	if err := <-ended; err != nil {
 		t.Fatal(err)
