@@ -138,7 +138,7 @@ func (b *bundle) eventually(what string, f func() bool) {
 		if time.Now().After(deadline) {
 			b.t.Fatalf("waited in vain: %s\n%s", what, b.logs)
 		}
-		time.Sleep(20 * time.Millisecond) //nolint:forbidigo // between two looks at the condition
+		<-time.After(20 * time.Millisecond) // between two looks at the condition
 	}
 }
 

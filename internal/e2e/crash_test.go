@@ -131,10 +131,16 @@ func TestServerDiesBehindTheFence(t *testing.T) {
 	t.Cleanup(func() { _ = syscall.Kill(lane, syscall.SIGCONT) })
 	fenced := open(t, r.src)
 	execSQL(t, fenced, `SET lock_timeout = '300ms'`)
-	eventually(t, "writers wait at the fence", func() bool {
-		_, err := fenced.Exec(t.Context(), `UPDATE pgbench_branches SET filler = 'x' WHERE bid = 1`)
-		return err != nil
+	// The fence itself, and not a row that a client of pgbench holds just now.
+	eventually(t, "the fence stands", func() bool {
+		return scalar[bool](t, fenced, `SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'pgbench_branches'::regclass AND mode = 'ShareRowExclusiveLock' AND granted)`)
 	})
+	if _, err := fenced.Exec(t.Context(), `UPDATE pgbench_branches SET filler = 'x' WHERE bid = 1`); err == nil {
+		t.Fatal("the source accepts writes behind the fence")
+	}
+	if scalar[bool](t, control, `SELECT outcome IS NOT NULL FROM rehome_control.cutovers`) {
+		t.Fatal("the cutover was decided before its server could be killed")
+	}
 	r.kill()
 	killed := time.Now()
 	eventually(t, "the source accepts writes again without any server", func() bool {

