@@ -12,6 +12,10 @@
 // lane per shard takes whatever has gathered in its inbox, whole source transactions, and applies it as one target
 // transaction. A lane that keeps up takes transactions one by one; a lane that is behind takes many at once.
 //
+// From version 14 on the source streams a large transaction before it ends, interleaved with others. The reader keeps each
+// apart, in memory and beyond a bound in files without a name (spool.go), drops what is rolled back, and takes the rest
+// when it commits as if it came whole just then.
+//
 // Within a group the changes of one table that follow each other become one statement over arrays (setwise.go); when
 // such a statement does not hit just the rows that it names, the group is applied again, strictly in order.
 //

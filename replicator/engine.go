@@ -74,6 +74,8 @@ type Config struct {
 	Logger      *slog.Logger
 	// Heartbeat is how often an idle source gets a heartbeat row; 0: the default.
 	Heartbeat time.Duration
+	// SpoolMemory is how many bytes of transactions in progress are kept in memory before they go to disk; 0: the default.
+	SpoolMemory int
 }
 
 // defaultHeartbeat keeps an idle slot from holding back more than seconds of the other databases' WAL.

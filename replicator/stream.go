@@ -33,6 +33,7 @@ type stream struct {
 	lanes  []*lane
 	router *router
 	dec    pgoutput.Decoder
+	spools *spools // transactions that are streamed before they end
 	rels   map[uint32]*relation
 
 	// The transaction that is being read.
@@ -141,10 +142,7 @@ func (s *stream) read(ctx context.Context) error {
 				s.mu.Lock()
 				s.head = max(s.head, tenant.LSN(x.ServerWALEnd))
 				s.mu.Unlock()
-				if err := s.dec.Decode(x.WALData, &m); err != nil {
-					return stop("bad-message", "report this with the source's version", "the source's stream cannot be understood: %v", err)
-				}
-				if err := s.message(ctx, &m); err != nil {
+				if err := s.data(ctx, x.WALData, &m); err != nil {
 					return err
 				}
 			}
@@ -154,6 +152,45 @@ func (s *stream) read(ctx context.Context) error {
 			return fmt.Errorf("%w: the source ended the stream", errConnLost)
 		}
 	}
+}
+
+// data takes one message of the plugin: at once, or into the spool of the transaction in progress that it belongs to.
+func (s *stream) data(ctx context.Context, raw []byte, m *pgoutput.Message) error {
+	if s.dec.Streaming() && len(raw) > 0 && pgoutput.Kind(raw[0]) != pgoutput.StreamStop {
+		return s.spools.add(raw)
+	}
+	if err := s.dec.Decode(raw, m); err != nil {
+		return badMessage(err)
+	}
+	switch m.Kind {
+	case pgoutput.StreamStart:
+		s.spools.begin(m.XID)
+	case pgoutput.StreamAbort:
+		return s.spools.abort(m.XID, m.SubXID)
+	case pgoutput.StreamCommit:
+		return s.streamed(ctx, m)
+	case pgoutput.StreamStop:
+	default:
+		return s.message(ctx, m)
+	}
+	return nil
+}
+
+// streamed takes a transaction that was streamed before it ended as if it came whole just now. It does so also if every
+// shard has it: the tables' descriptions within are not sent again.
+func (s *stream) streamed(ctx context.Context, m *pgoutput.Message) error {
+	if err := s.begin(ctx, m.LSN, m.Time); err != nil {
+		return err
+	}
+	err := s.spools.commit(m.XID, func(row *pgoutput.Message) error { return s.message(ctx, row) })
+	if err != nil {
+		return err
+	}
+	return s.commitTx(ctx, m)
+}
+
+func badMessage(err error) error {
+	return stop("bad-message", "report this with the source's version", "the source's stream cannot be understood: %v", err)
 }
 
 // lost explains the end of the stream. A slot whose WAL is gone can never go on.
@@ -188,24 +225,7 @@ func (s *stream) keepalive(end tenant.LSN) {
 func (s *stream) message(ctx context.Context, m *pgoutput.Message) error {
 	switch m.Kind {
 	case pgoutput.Begin:
-		select { // waits while a position is being chosen
-		case s.turn <- struct{}{}:
-			<-s.turn
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-		s.mu.Lock()
-		s.placeBarriers(m.LSN)
-		s.begun = m.LSN // under the same lock: a barrier that comes later must find that it is too late
-		s.mu.Unlock()
-		s.inTx, s.commit, s.marker, s.foreign = true, m.LSN, "", ""
-		s.watching = s.e.sourceClosed()
-		for i, l := range s.lanes {
-			s.skip[i] = m.LSN < l.start
-			if !s.skip[i] {
-				l.in.begin(m.LSN, m.Time)
-			}
-		}
+		return s.begin(ctx, m.LSN, m.Time)
 	case pgoutput.Commit:
 		return s.commitTx(ctx, m)
 	case pgoutput.RelationKind:
@@ -236,8 +256,29 @@ func (s *stream) message(ctx context.Context, m *pgoutput.Message) error {
 		return s.dispatch(ctx, rel, m)
 	case pgoutput.Truncate:
 		return s.truncate(ctx, m)
-	case pgoutput.StreamStart, pgoutput.StreamStop, pgoutput.StreamCommit, pgoutput.StreamAbort:
-		return stop("bad-message", "report this with the source's version", "the source streams transactions in progress, which was not asked for")
+	}
+	return nil
+}
+
+// begin opens a transaction in the lanes that do not have it.
+func (s *stream) begin(ctx context.Context, commit tenant.LSN, at time.Time) error {
+	select { // waits while a position is being chosen
+	case s.turn <- struct{}{}:
+		<-s.turn
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	s.mu.Lock()
+	s.placeBarriers(commit)
+	s.begun = commit // under the same lock: a barrier that comes later must find that it is too late
+	s.mu.Unlock()
+	s.inTx, s.commit, s.marker, s.foreign = true, commit, "", ""
+	s.watching = s.e.sourceClosed()
+	for i, l := range s.lanes {
+		s.skip[i] = commit < l.start
+		if !s.skip[i] {
+			l.in.begin(commit, at)
+		}
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package replicator
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pglogrepl"
@@ -27,7 +28,7 @@ const (
 
 // streamOnce opens the lanes and the stream and runs them until something fails.
 func (e *Engine) streamOnce(ctx context.Context) error {
-	s := &stream{e: e, router: e.router, rels: map[uint32]*relation{}, ackNow: make(chan struct{}, 1), ended: make(chan struct{}), turn: make(chan struct{}, 1), skip: make([]bool, len(e.cfg.Shards))}
+	s := &stream{e: e, router: e.router, rels: map[uint32]*relation{}, spools: newSpools(e.cfg.SpoolMemory), ackNow: make(chan struct{}, 1), ended: make(chan struct{}), turn: make(chan struct{}, 1), skip: make([]bool, len(e.cfg.Shards))}
 	defer s.close()
 	for _, sh := range e.cfg.Shards {
 		l := &lane{
@@ -61,7 +62,7 @@ func (e *Engine) streamOnce(ctx context.Context) error {
 	s.received, s.head = s.start, s.start
 	err = pglogrepl.StartReplication(ctx, s.conn, string(e.src.slot), pglogrepl.LSN(s.start), pglogrepl.StartReplicationOptions{
 		Mode:       pglogrepl.LogicalReplication,
-		PluginArgs: []string{"proto_version '1'", "publication_names " + tenant.QuoteLiteral(tenant.QuoteIdent(e.cfg.Publication))},
+		PluginArgs: append(protocol(s.conn.ParameterStatus("server_version")), "publication_names "+tenant.QuoteLiteral(tenant.QuoteIdent(e.cfg.Publication))),
 	})
 	if err != nil {
 		return s.lost(err)
@@ -82,8 +83,32 @@ func (e *Engine) streamOnce(ctx context.Context) error {
 	return g.Wait()
 }
 
+// protocol asks for the streaming of transactions in progress where the source can do it: else the source writes a large
+// transaction to its own disk, and sends all of it only behind its commit.
+func protocol(serverVersion string) []string {
+	const since = 14 // manual, release notes of 14
+	if major, _, _ := strings.Cut(serverVersion, "."); leadingNumber(major) >= since {
+		return []string{"proto_version '2'", "streaming 'on'"}
+	}
+	return []string{"proto_version '1'"}
+}
+
+// leadingNumber reads the digits that a version begins with: 19beta1 is 19.
+func leadingNumber(s string) (n int) {
+	for _, r := range s {
+		if r < '0' || r > '9' {
+			break
+		}
+		n = n*10 + int(r-'0')
+	}
+	return n
+}
+
 func (s *stream) close() {
 	close(s.ended)
+	if err := s.spools.close(); err != nil {
+		s.e.log.Warn("close spooled transactions", "error", err)
+	}
 	closePgSoon(s.conn)
 	for _, l := range s.lanes {
 		l.close()

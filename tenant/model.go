@@ -41,9 +41,11 @@ type Progress struct {
 	LagBytes    int64           `json:"lag_bytes"`      // source write position less the slowest shard's position
 	LagMillis   float64         `json:"lag_ms"`         // age of the oldest transaction not applied everywhere; 0 when none
 	SlotWAL     int64           `json:"slot_wal_bytes"` // WAL that the slot holds back at the source
-	AppliedTxns int64           `json:"applied_transactions"`
-	AppliedRows int64           `json:"applied_rows"`
-	Blocked     string          `json:"blocked,omitempty"` // who is in the way: pid and query
+	// SpooledBytes is what is kept of large transactions that the source sends before they end.
+	SpooledBytes int64  `json:"spooled_bytes,omitempty"`
+	AppliedTxns  int64  `json:"applied_transactions"`
+	AppliedRows  int64  `json:"applied_rows"`
+	Blocked      string `json:"blocked,omitempty"` // who is in the way: pid and query
 }
 
 // TableVerification compares one table.

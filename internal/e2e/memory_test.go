@@ -12,7 +12,8 @@ import (
 // maxRSS is what the server may use, in MiB, however much it copies and however large a transaction is.
 const maxRSS = 300
 
-// TestMemory copies many megabytes (REHOME_MEMORY_MB) and applies one transaction of many rows (REHOME_MEMORY_ROWS).
+// TestMemory copies many megabytes (REHOME_MEMORY_MB), applies one transaction of many rows (REHOME_MEMORY_ROWS), and one
+// that rolls as many back to a savepoint.
 func TestMemory(t *testing.T) {
 	t.Parallel()
 	mb, rows := envInt(t, "REHOME_MEMORY_MB", 150), envInt(t, "REHOME_MEMORY_ROWS", 100_000)
@@ -37,27 +38,42 @@ func TestMemory(t *testing.T) {
 		t.Errorf("peak RSS %d MiB while copying, at most %d are allowed", peak, maxRSS)
 	}
 	execSQL(t, conn, `INSERT INTO numbers SELECT 'r' || (g % 1000), g, g, repeat('x', 50) FROM generate_series(1, $1::int) g`, rows)
-	at := scalar[string](t, conn, `SELECT pg_current_wal_lsn()::text`)
-	want, err := tenant.ParseLSN(at)
-	if err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "the transaction is applied", func() bool {
-		p := inst.progress()
-		if p.Phase == tenant.Paused {
-			t.Fatal(p.Reason)
+	applied := func() {
+		t.Helper()
+		want, err := tenant.ParseLSN(scalar[string](t, conn, `SELECT pg_current_wal_lsn()::text`))
+		if err != nil {
+			t.Fatal(err)
 		}
-		for _, s := range p.Shards {
-			if s.LSN < want {
-				return false
+		eventually(t, "the transaction is applied", func() bool {
+			p := inst.progress()
+			if p.Phase == tenant.Paused {
+				t.Fatal(p.Reason)
 			}
-		}
-		return len(p.Shards) > 0
-	})
+			for _, s := range p.Shards {
+				if s.LSN < want {
+					return false
+				}
+			}
+			return len(p.Shards) > 0
+		})
+	}
+	applied()
 	_, peak = inst.rss()
 	t.Logf("applied one transaction of %d rows: peak RSS of the server %d MiB", rows, peak)
 	if peak > maxRSS {
 		t.Errorf("peak RSS %d MiB after a transaction of %d rows, at most %d are allowed", peak, rows, maxRSS)
+	}
+	execSQL(t, conn, "BEGIN")
+	execSQL(t, conn, "SAVEPOINT s")
+	execSQL(t, conn, `INSERT INTO numbers SELECT 'a' || (g % 1000), g, g, repeat('x', 50) FROM generate_series(1, $1::int) g`, rows)
+	execSQL(t, conn, "ROLLBACK TO s")
+	execSQL(t, conn, `INSERT INTO numbers VALUES ('a', 0, 0, 'the only row that counts')`)
+	execSQL(t, conn, "COMMIT")
+	applied()
+	_, peak = inst.rss()
+	t.Logf("a transaction that rolled back %d rows to a savepoint: peak RSS of the server %d MiB", rows, peak)
+	if peak > maxRSS {
+		t.Errorf("peak RSS %d MiB after %d rows were rolled back to a savepoint, at most %d are allowed", peak, rows, maxRSS)
 	}
 	if v := mustJSON[tenant.Verification](inst, "verify"); !v.Clean || v.Rows < int64(rows) {
 		t.Errorf("verification: %+v", v)

@@ -98,6 +98,9 @@ func (a *App) printProgress(p tenant.Progress) {
 		a.Print.Textf("source at %s, slot holds %s of WAL; %s transactions with %s rows applied", p.SourceLSN, output.Bytes(float64(p.SlotWAL)),
 			output.Count(p.AppliedTxns), output.Count(p.AppliedRows))
 	}
+	if p.SpooledBytes > 0 {
+		a.Print.Textf("%s of large transactions that are still open at the source are kept until they end", output.Bytes(float64(p.SpooledBytes)))
+	}
 }
 
 // reached says whether watching ends at this phase, and whether that is a failure.
