@@ -51,6 +51,8 @@ type change struct {
 	row      pgoutput.Tuple // insert, update: the new row
 	old      pgoutput.Tuple // update with a changed key, delete: the old key, or the whole old row for full
 	truncate *truncation
+	gives    *carry // delete: what the row's new lane needs of it
+	needs    *carry // insert: what the row's old lane gives
 }
 
 // truncation is a TRUNCATE of one or more tables.
@@ -70,6 +72,7 @@ type group struct {
 	end     tenant.LSN // end of its last complete transaction; 0 while open
 	commit  tenant.LSN // commit position of the transaction that is still open
 	open    bool       // the last transaction is not complete: more follows
+	ordered bool       // other lanes wait for a change of it, or it for theirs: strictly in order, and once
 	marker  string     // attempt of a cutover's marker: commit durably and say so
 	barrier *barrier   // nothing to apply: open a snapshot here
 }

@@ -27,6 +27,8 @@
 //   - A source transaction T is applied at a shard iff end(T) ≤ the shard's position. On a restart the reader sends
 //     everything again from the slowest shard's position; a lane skips what its shard has.
 //   - The slot is acknowledged only up to the least position that every shard has on disk, never within a transaction.
+//   - Large values that the source did not send, of a row that moves to another shard, are carried from lane to lane
+//     (carry.go). A lane waits for another only to have done something earlier in the stream, so none wait in a circle.
 //   - A table copied under a later snapshot than the slot's carries a watermark: commits before it are in the copy and
 //     are skipped for that table.
 //   - Nothing is overwritten to make an error go away: a conflict or a missing row is divergence and pauses the

@@ -19,7 +19,7 @@ const (
 )
 
 // inbox is where the reader gathers changes for one lane. Transactions that are complete wait in queue; the one that is
-// being read waits in open and is handed out in pieces only when it grows beyond a group.
+// being read waits in open and is handed out in pieces only when it grows beyond a group or other lanes wait for it.
 type inbox struct {
 	mu      sync.Mutex
 	queue   []*group
@@ -31,6 +31,12 @@ type inbox struct {
 	ready   chan struct{}
 	space   chan struct{}
 	partial bool // a piece of the open transaction was taken
+}
+
+// due reports whether an open group is handed out before it is complete: because it is large, or because the reader may
+// soon wait for a lane that waits for what it contains.
+func (g *group) due() bool {
+	return g.ordered || g.bytes >= groupBytes || len(g.changes) >= groupRows
 }
 
 func newInbox() *inbox {
@@ -79,7 +85,8 @@ func (b *inbox) add(ctx context.Context, c change) error {
 	b.open.bytes += size
 	b.rows++
 	b.bytes += size
-	if b.open.bytes >= groupBytes || len(b.open.changes) >= groupRows {
+	b.open.ordered = b.open.ordered || c.gives != nil || c.needs != nil
+	if b.open.due() {
 		signal(b.ready)
 	}
 	return nil
@@ -107,6 +114,7 @@ func (b *inbox) commit(end tenant.LSN, marker string) {
 		last.bytes += g.bytes
 		last.txns++
 		last.end = end
+		last.ordered = last.ordered || g.ordered
 	} else {
 		b.queue = append(b.queue, g)
 	}
@@ -155,7 +163,7 @@ func (b *inbox) take(ctx context.Context, idle time.Duration) (g *group, pos ten
 			g = b.queue[0]
 			b.queue[0] = nil
 			b.queue = b.queue[1:]
-		} else if o := b.open; o != nil && (o.bytes >= groupBytes || len(o.changes) >= groupRows) {
+		} else if o := b.open; o != nil && o.due() {
 			g = o
 			b.open = &group{open: true, commit: o.commit, first: o.first}
 			b.partial = true

@@ -39,6 +39,11 @@ type lane struct {
 	groups   int
 	start    tenant.LSN // the shard had everything before it when the stream began
 
+	gifts     *allowance           // values on their way to other lanes
+	peers     map[string]*pgx.Conn // sessions at other shards, for values that they kept
+	acked     func() tenant.LSN    // what every shard has on disk
+	keptCarry tenant.LSN           // the latest transaction that may have rows in rehome.carry; 0: none has
+
 	mu      sync.Mutex
 	applied tenant.LSN // recorded in a committed transaction
 	durable tenant.LSN // the same, surely on disk
@@ -82,6 +87,7 @@ func (l *lane) open(ctx context.Context) error {
 		return fmt.Errorf("shard %s: %w", l.shard.Name, err)
 	}
 	l.conn, l.pos, l.prepared = conn, pos, map[string]string{}
+	l.gifts, l.keptCarry = newAllowance(), 1 // what a former worker kept is not known
 	l.mu.Lock()
 	l.applied, l.durable = pos.lsn, 0
 	l.mu.Unlock()
@@ -103,6 +109,10 @@ func (l *lane) open(ctx context.Context) error {
 func (l *lane) close() {
 	closeSoon(l.conn)
 	l.conn = nil
+	for _, c := range l.peers {
+		closeSoon(c)
+	}
+	clear(l.peers)
 }
 
 // run applies until the context ends or something fails. The caller reopens the lane after an error.
@@ -160,7 +170,7 @@ func (l *lane) apply(ctx context.Context, g *group) error {
 		l.current = time.Time{}
 		l.mu.Unlock()
 	}()
-	if g.open || len(g.changes) < minSet {
+	if g.open || g.ordered || len(g.changes) < minSet {
 		return l.applyOnce(ctx, g, false)
 	}
 	err := l.applyOnce(ctx, g, true)
@@ -185,10 +195,11 @@ func (l *lane) apply(ctx context.Context, g *group) error {
 // the end.
 func (l *lane) applyOnce(ctx context.Context, g *group, sets bool) (err error) {
 	p := l.conn.PgConn().StartPipeline(ctx)
-	run := pipelineRun{l: l, p: p}
+	run, kept := pipelineRun{l: l, p: p}, l.keptCarry
 	defer func() {
 		if err != nil {
 			run.abandon()
+			l.keptCarry = max(l.keptCarry, kept)
 		}
 		if cerr := p.Close(); err == nil && cerr != nil {
 			err = cerr
@@ -210,7 +221,7 @@ func (l *lane) applyOnce(ctx context.Context, g *group, sets bool) (err error) {
 		if sets {
 			apply = run.sets
 		}
-		if err := apply(g.changes); err != nil {
+		if err := apply(ctx, g.changes); err != nil {
 			return err
 		}
 		txns += g.txns
@@ -235,6 +246,7 @@ func (l *lane) applyOnce(ctx context.Context, g *group, sets bool) (err error) {
 	if l.groups%pruneEvery == 0 {
 		run.query(`DELETE FROM rehome.progress WHERE replication = $1 AND seq < $2`, l.replication, strconv.FormatInt(pos.seq-keepRows, 10))
 	}
+	run.pruneCarries(l.groups%pruneEvery == 0)
 	// All counts are read before the COMMIT is sent: a change that hit no row must not be committed.
 	if err := run.results(); err != nil {
 		return err

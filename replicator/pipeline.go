@@ -1,6 +1,7 @@
 package replicator
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strconv"
@@ -31,6 +32,7 @@ type expected struct {
 	counts bool    // it must hit just as many rows as it names
 	set    int     // how many rows it names, when it stands for several changes; 0: one
 	parse  bool    // the answer to a Prepare
+	carry  *carry  // it returns these values
 }
 
 func (r *pipelineRun) exec(sql string) {
@@ -70,16 +72,22 @@ func (r *pipelineRun) prepare(shape, sql string) string {
 }
 
 // changes sends changes one by one, in their order.
-func (r *pipelineRun) changes(cs []change) error {
+func (r *pipelineRun) changes(ctx context.Context, cs []change) error {
 	for i := range cs {
-		if err := r.change(&cs[i]); err != nil {
+		if err := r.change(ctx, &cs[i]); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (r *pipelineRun) change(c *change) error {
+func (r *pipelineRun) change(ctx context.Context, c *change) error {
+	switch {
+	case c.gives != nil:
+		return r.give(ctx, c)
+	case c.needs != nil:
+		return r.receive(ctx, c)
+	}
 	st, err := statementFor(c)
 	if err != nil {
 		return err
@@ -88,11 +96,11 @@ func (r *pipelineRun) change(c *change) error {
 }
 
 // sets sends changes as statements over arrays where that is possible.
-func (r *pipelineRun) sets(cs []change) error {
+func (r *pipelineRun) sets(ctx context.Context, cs []change) error {
 	for _, run := range planRuns(cs) {
 		if run.op == 0 || run.op == opTruncate || len(run.rows) < minSet {
 			for _, c := range run.rows {
-				if err := r.change(c); err != nil {
+				if err := r.change(ctx, c); err != nil {
 					return err
 				}
 			}
@@ -151,6 +159,9 @@ func (r *pipelineRun) one(w expected) error {
 	rr, ok := res.(*pgconn.ResultReader)
 	if !ok {
 		return fmt.Errorf("apply: unexpected result %T", res)
+	}
+	if w.carry != nil {
+		return r.given(w, rr)
 	}
 	tag, err := rr.Close()
 	if err != nil {

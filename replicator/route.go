@@ -96,25 +96,19 @@ func (r *relation) regenerated(old, row pgoutput.Tuple) bool {
 	return false
 }
 
-// move deletes a row at one shard and inserts it at another, or at the same.
+// move deletes a row at one shard and inserts it at another, or at the same. Values that the source did not send are
+// carried from the one to the other.
 func (s *stream) move(ctx context.Context, from, to int, rel *relation, row, old pgoutput.Tuple) error {
-	if rel.full {
-		for i := range row {
-			if row[i].Kind == pgoutput.Unchanged {
-				row[i] = old[i]
-			}
-		}
-	}
-	ins := change{op: opInsert, rel: rel, row: row}
 	for i := range row {
-		if row[i].Kind == pgoutput.Unchanged {
-			return missingValue(&ins, i)
+		if row[i].Kind == pgoutput.Unchanged && (rel.full || rel.isKey(i)) {
+			row[i] = old[i]
 		}
 	}
-	if err := s.add(ctx, from, change{op: opDelete, rel: rel, old: old}); err != nil {
+	k := s.newCarry(from, to, row)
+	if err := s.add(ctx, from, change{op: opDelete, rel: rel, old: old, gives: k}); err != nil {
 		return err
 	}
-	return s.add(ctx, to, ins)
+	return s.add(ctx, to, change{op: opInsert, rel: rel, row: row, needs: k})
 }
 
 func (s *stream) laneOf(rel *relation, row pgoutput.Tuple, m *pgoutput.Message) (int, error) {

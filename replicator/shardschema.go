@@ -14,6 +14,7 @@ import (
 // number of times.
 //
 // rehome.progress is append-only: an updated row would grow a chain of dead versions while a snapshot is held.
+// rehome.carry has large values of rows that moved to another shard, for that shard: see carry.
 const installShardSQL = `
 CREATE SCHEMA IF NOT EXISTS rehome;
 REVOKE ALL ON SCHEMA rehome FROM PUBLIC;
@@ -37,6 +38,14 @@ CREATE TABLE IF NOT EXISTS rehome.copied (
 	rows        bigint NOT NULL,
 	bytes       bigint NOT NULL,
 	PRIMARY KEY (replication, relation)
+);
+CREATE TABLE IF NOT EXISTS rehome.carry (
+	replication text   NOT NULL,
+	lsn         pg_lsn NOT NULL,
+	ordinal     int    NOT NULL,
+	name        text   NOT NULL,
+	value       text   NOT NULL,
+	PRIMARY KEY (replication, lsn, ordinal, name)
 );
 CREATE OR REPLACE FUNCTION rehome.advance(r text, e bigint, last bigint, last_lsn pg_lsn, new_lsn pg_lsn) RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog AS $$
@@ -81,7 +90,7 @@ func UninstallShard(ctx context.Context, conn *pgx.Conn, replication string) err
 		if err != nil || !others {
 			return err
 		}
-		for _, table := range []string{"progress", "copied", "applier"} {
+		for _, table := range []string{"progress", "copied", "carry", "applier"} {
 			if _, err := tx.Exec(ctx, `DELETE FROM rehome.`+table+` WHERE replication = $1`, replication); err != nil {
 				return err
 			}
@@ -89,7 +98,7 @@ func UninstallShard(ctx context.Context, conn *pgx.Conn, replication string) err
 		if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM rehome.applier)`).Scan(&others); err != nil || others {
 			return err
 		}
-		_, err = tx.Exec(ctx, `DROP FUNCTION IF EXISTS rehome.advance; DROP TABLE IF EXISTS rehome.progress, rehome.copied, rehome.applier, rehome.ddl_done`)
+		_, err = tx.Exec(ctx, `DROP FUNCTION IF EXISTS rehome.advance; DROP TABLE IF EXISTS rehome.progress, rehome.copied, rehome.carry, rehome.applier, rehome.ddl_done`)
 		return err
 	})
 	if err != nil {
@@ -160,6 +169,9 @@ func seedProgress(ctx context.Context, conn *pgx.Conn, replication string, epoch
 			return err
 		}
 		if _, err := tx.Exec(ctx, `DELETE FROM rehome.copied WHERE replication = $1`, replication); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `DELETE FROM rehome.carry WHERE replication = $1`, replication); err != nil {
 			return err
 		}
 		_, err = tx.Exec(ctx, `INSERT INTO rehome.progress (replication, seq, epoch, lsn) VALUES ($1, 1, $2, $3::pg_lsn)`, replication, epoch, at.String())

@@ -230,8 +230,7 @@ func sameText(name string, col catalog.Column, n int) string {
 }
 
 func missingValue(c *change, i int) error {
-	return stop("unchanged-toast-across-shards",
-		"set REPLICA IDENTITY FULL on the table at the source, or keep rows in their realm; then start again",
-		"a row of %s (%s) moved to a realm of another shard, and the source did not send the large value of column %s that did not change",
+	return stop("missing-value", "report this with the table's definition; until then set REPLICA IDENTITY FULL on the table at the source",
+		"a row of %s (%s) cannot be written, because the source did not send the large value of column %s, which did not change",
 		c.rel.name, c.rel.keyText(c), c.rel.columns[i].Name)
 }

@@ -43,6 +43,7 @@ type stream struct {
 	skip     []bool     // per lane: the shard has it already
 	marker   string
 	foreign  string // while watching: a table that was written
+	carries  carryCount
 
 	ackNow chan struct{}
 	ended  chan struct{} // closed when the stream is over
