@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/rehomedb/rehome/internal/halfopen"
 	"github.com/rehomedb/rehome/tenant"
 )
 
@@ -56,7 +57,7 @@ func IsRetryable(err error) bool {
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed) || pgconn.Timeout(err) {
 		return true
 	}
-	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, errConnLost)
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, errConnLost) || errors.Is(err, halfopen.ErrLost) || errors.Is(err, pgconn.ErrConnClosed)
 }
 
 // errConnLost marks a connection that broke in the middle of something.

@@ -5,22 +5,19 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net"
 	"regexp"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/rehomedb/rehome/internal/halfopen"
 	"github.com/rehomedb/rehome/tenant"
 )
 
 // connectTimeout bounds one attempt to connect; a server that is up answers in milliseconds, one behind a slow network
 // in a second or two.
 const connectTimeout = 10 * time.Second
-
-// keepAlive notices within 35 s that the host of a session that waits is gone; by default that takes many minutes.
-var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 4}
 
 // textSettings make the text form of every value the same on both sides: what the source's output functions write is
 // what the shards' input functions read (Postgres manual, 20.11.2).
@@ -58,7 +55,7 @@ func parseDSN(dsn tenant.DSN) (*pgx.ConnConfig, error) {
 		return nil, stop("bad-dsn", "write it as postgres://user:password@host:port/database", "the connection string %s cannot be read", dsn)
 	}
 	cfg.ConnectTimeout = connectTimeout
-	cfg.DialFunc = (&net.Dialer{KeepAliveConfig: keepAlive}).DialContext
+	halfopen.Guard(&cfg.Config, halfopen.DefaultPatience)
 	return cfg, nil
 }
 

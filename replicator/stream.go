@@ -84,16 +84,19 @@ func (s *stream) ack() tenant.LSN {
 
 // acknowledge sends the positions on a timer of its own, so that the source stays connected also while the lanes are
 // busy, and soon after the durable position moved.
+//
+// On the timer it asks for an answer: what a source that has nothing to say sends is how a connection that is open on this
+// side only is told from a quiet one.
 func (s *stream) acknowledge(ctx context.Context) error {
 	tick := time.NewTicker(statusEvery)
 	defer tick.Stop()
-	for {
+	for answer := false; ; {
 		at := s.ack()
 		s.mu.Lock()
 		written := max(s.received, at)
 		s.mu.Unlock()
 		err := pglogrepl.SendStandbyStatusUpdate(ctx, s.conn, pglogrepl.StandbyStatusUpdate{
-			WALWritePosition: pglogrepl.LSN(written), WALFlushPosition: pglogrepl.LSN(at), WALApplyPosition: pglogrepl.LSN(at),
+			WALWritePosition: pglogrepl.LSN(written), WALFlushPosition: pglogrepl.LSN(at), WALApplyPosition: pglogrepl.LSN(at), ReplyRequested: answer,
 		})
 		if err != nil {
 			return fmt.Errorf("acknowledge to the source: %w: %w", errConnLost, err)
@@ -105,7 +108,9 @@ func (s *stream) acknowledge(ctx context.Context) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-tick.C:
+			answer = true
 		case <-s.ackNow:
+			answer = false
 		}
 	}
 }

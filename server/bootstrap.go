@@ -16,6 +16,7 @@ import (
 	"github.com/riverqueue/river/riverdriver/riverpgxv5"
 	"github.com/riverqueue/river/rivermigrate"
 
+	"github.com/rehomedb/rehome/internal/halfopen"
 	"github.com/rehomedb/rehome/internal/seal"
 	"github.com/rehomedb/rehome/migrations"
 	"github.com/rehomedb/rehome/server/config"
@@ -26,6 +27,8 @@ const (
 	applicationName = "rehome-server"
 	// connectTimeout is for the first connection: long enough for a database that starts beside the server.
 	connectTimeout = 15 * time.Second
+	// controlPatience is short, since no statement there takes long and leases depend on it.
+	controlPatience = 5 * time.Second
 	// maxIdle closes what a busy hour opened.
 	maxIdle = 5 * time.Minute
 	// purposeSigningKey is the seal's purpose of the installation's private key.
@@ -47,6 +50,7 @@ func connect(ctx context.Context, cfg config.Config) (*pgxpool.Pool, error) {
 		pc.ConnConfig.ConnectTimeout = connectTimeout
 	}
 	pc.ConnConfig.RuntimeParams["application_name"] = applicationName
+	halfopen.Guard(&pc.ConnConfig.Config, controlPatience)
 	pool, err := pgxpool.NewWithConfig(ctx, pc)
 	if err != nil {
 		return nil, fmt.Errorf("open the control database: %w", err)
