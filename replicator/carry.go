@@ -191,7 +191,7 @@ func (r *pipelineRun) given(w expected, rr *pgconn.ResultReader) error {
 		return r.explain(w, err)
 	}
 	if rows != 1 {
-		return errDivergence(r.l.shard.Name, w.change, "is not there, though the source changed it")
+		return errAbsent(r.l.shard.Name, w.change)
 	}
 	if err := w.carry.check(w.change.rel, values); err != "" {
 		return errDivergence(r.l.shard.Name, w.change, err)

@@ -29,6 +29,7 @@ type relation struct {
 	keys    []int            // columns of the replica identity
 	full    bool             // REPLICA IDENTITY FULL: the old row comes whole
 	arrays  bool             // values of every column can be carried in arrays
+	blind   bool             // old rows come without their realm, which the owner asserts never to change
 	realm   int              // index of the realm key column; -1 for a reference table
 	bpchar  bool             // the realm key is blank-padded
 	special specialRelation
@@ -51,6 +52,7 @@ type change struct {
 	row      pgoutput.Tuple // insert, update: the new row
 	old      pgoutput.Tuple // update with a changed key, delete: the old key, or the whole old row for full
 	truncate *truncation
+	anywhere bool   // delete: not known at which shard the row is, so all look for it; not counted
 	gives    *carry // delete: what the row's new lane needs of it
 	needs    *carry // insert: what the row's old lane gives
 }

@@ -66,6 +66,18 @@ func errDivergence(shard string, c *change, what string) error {
 		"shard %s: %s (%s) %s", shard, c.rel.name, c.rel.keyText(c), what)
 }
 
+// errAbsent is what becomes of a change whose row is not at the shard.
+func errAbsent(shard string, c *change) error {
+	if c.rel.blind {
+		return stop("realm-changed",
+			"if the row's realm was changed: cancel the replication and start it again with --fix-identity and without --realms-never-change for this table. "+
+				"Else compare with: rehome verify",
+			"shard %s: %s (%s) is not there, though the source changed it: either its %s was changed, which --realms-never-change asserts never to happen, or the shard was written by others",
+			shard, c.rel.name, c.rel.keyText(c), c.rel.columns[c.rel.realm].Name)
+	}
+	return errDivergence(shard, c, "is not there, though the source changed it")
+}
+
 // open connects and takes the shard over.
 func (l *lane) open(ctx context.Context) error {
 	conn, err := connect(ctx, l.shard.DSN, laneName(l.replication), map[string]string{

@@ -62,6 +62,7 @@ func (e *Engine) relate(ctx context.Context, m pgoutput.Relation, former *relati
 			rel.bpchar = columns[j].BaseOID == bpcharOID
 		}
 	}
+	rel.blind = len(e.cfg.Shards) > 1 && rel.realm >= 0 && table.RealmFixed && !rel.full && !rel.isKey(rel.realm)
 	if former != nil && former.sameAs(rel) {
 		// The source describes a table again whenever its statistics change: what is prepared for it stays good.
 		rel.version = former.version
@@ -109,7 +110,7 @@ func (e *Engine) reshaped(ctx context.Context, old *catalog.Table, m pgoutput.Re
 		t := cat.Tables[i]
 		found = &t
 	}
-	found.OID, found.RealmKey, found.Identity, found.Leaves = old.OID, old.RealmKey, old.Identity, old.Leaves
+	found.OID, found.RealmKey, found.RealmFixed, found.Identity, found.Leaves = old.OID, old.RealmKey, old.RealmFixed, old.Identity, old.Leaves
 	return found, nil
 }
 

@@ -63,7 +63,10 @@ func (s *stream) dispatch(ctx context.Context, rel *relation, m *pgoutput.Messag
 	}
 	to, from := -1, -1
 	var err error
-	if old != nil {
+	if rel.blind && row == nil {
+		return s.deleteAnywhere(ctx, rel, old)
+	}
+	if old != nil && !rel.blind {
 		if from, err = s.laneOf(rel, old, m); err != nil {
 			return err
 		}
@@ -76,6 +79,9 @@ func (s *stream) dispatch(ctx context.Context, rel *relation, m *pgoutput.Messag
 			return err
 		}
 	}
+	if rel.blind && old != nil {
+		from = to // the key changed, the realm never does
+	}
 	switch {
 	case row == nil:
 		return s.add(ctx, from, change{op: opDelete, rel: rel, old: old})
@@ -83,6 +89,17 @@ func (s *stream) dispatch(ctx context.Context, rel *relation, m *pgoutput.Messag
 		return s.add(ctx, to, change{op: o, rel: rel, row: row, old: old})
 	}
 	return s.move(ctx, from, to, rel, row, old)
+}
+
+// deleteAnywhere has every shard look for a row whose realm is not known. No other shard can have a row with its key: the
+// key is unique at the source.
+func (s *stream) deleteAnywhere(ctx context.Context, rel *relation, old pgoutput.Tuple) error {
+	for i := range s.lanes {
+		if err := s.add(ctx, i, change{op: opDelete, rel: rel, old: old, anywhere: true}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // regenerated reports whether an UPDATE … SET id = DEFAULT gave a GENERATED ALWAYS identity another value. No UPDATE can

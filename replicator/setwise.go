@@ -81,7 +81,7 @@ func planRuns(cs []change) []*changeRun {
 
 // take appends a change to the run if it belongs there.
 func (r *changeRun) take(c *change) bool {
-	if r.op != c.op || r.rel != c.rel || !c.setwise() || (c.op == opUpdate && r.mask != c.mask()) {
+	if r.op != c.op || r.rel != c.rel || r.rows[0].anywhere != c.anywhere || !c.setwise() || (c.op == opUpdate && r.mask != c.mask()) {
 		return false
 	}
 	if c.op == opUpdate {

@@ -115,7 +115,7 @@ func deleteStatement(c *change) (statement, error) {
 		return statement{}, err
 	}
 	return statement{
-		shape: c.rel.shape('D', shape), args: args, counts: true,
+		shape: c.rel.shape('D', shape), args: args, counts: !c.anywhere,
 		sql: func() string { return "DELETE FROM " + c.rel.target() + " WHERE " + where() },
 	}, nil
 }

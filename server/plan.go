@@ -76,6 +76,9 @@ func (s *Server) planStart(source tenant.DSN, t target, o tenant.ReplicationOpti
 	if o.FixIdentity {
 		fmt.Fprintf(&b, "The replica identity of tables at the source is changed where that is needed (taken back at the end).\n")
 	}
+	if len(o.RealmsNeverChange) > 0 {
+		fmt.Fprintf(&b, "Asserted: no row of these tables changes its realm: %s.\n", strings.Join(o.RealmsNeverChange, ", "))
+	}
 	if len(o.Accept) > 0 {
 		fmt.Fprintf(&b, "Accepted by name: %s.\n", strings.Join(o.Accept, ", "))
 	}

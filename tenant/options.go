@@ -2,15 +2,19 @@ package tenant
 
 // ReplicationOptions is what start-replication was asked to do. It is part of the plan that a code is bound to.
 type ReplicationOptions struct {
-	RealmKey    string            `json:"realm_key"`              // column that names a row's realm; default "realm_id"
-	TableKeys   map[string]string `json:"table_keys,omitempty"`   // per table ("schema.table") another realm key column
-	Reference   []string          `json:"reference,omitempty"`    // tables to copy whole to every shard
-	Include     []string          `json:"include,omitempty"`      // only these tables ("schema.table", * as wildcard); empty: all
-	Exclude     []string          `json:"exclude,omitempty"`      // not these
-	CopyJobs    int               `json:"copy_jobs,omitempty"`    // parallel copy workers at the source; default 2
-	FixIdentity bool              `json:"fix_identity,omitempty"` // make replica identities that contain the realm key
-	Accept      []string          `json:"accept,omitempty"`       // findings accepted by name ("code:object")
-	NoHeartbeat bool              `json:"no_heartbeat,omitempty"` // write nothing to the source on idle
+	RealmKey  string            `json:"realm_key"`            // column that names a row's realm; default "realm_id"
+	TableKeys map[string]string `json:"table_keys,omitempty"` // per table ("schema.table") another realm key column
+	Reference []string          `json:"reference,omitempty"`  // tables to copy whole to every shard
+	// RealmsNeverChange are tables whose rows the owner asserts to keep their realm. With more than one shard their replica
+	// identity may then lack the realm key: deletes go to all shards, and an update that hits no row pauses.
+	RealmsNeverChange []string `json:"realms_never_change,omitempty"`
+
+	Include     []string `json:"include,omitempty"`      // only these tables ("schema.table", * as wildcard); empty: all
+	Exclude     []string `json:"exclude,omitempty"`      // not these
+	CopyJobs    int      `json:"copy_jobs,omitempty"`    // parallel copy workers at the source; default 2
+	FixIdentity bool     `json:"fix_identity,omitempty"` // make replica identities that contain the realm key
+	Accept      []string `json:"accept,omitempty"`       // findings accepted by name ("code:object")
+	NoHeartbeat bool     `json:"no_heartbeat,omitempty"` // write nothing to the source on idle
 }
 
 // WithDefaults fills what was left out.

@@ -214,7 +214,7 @@ func resolveRealmKeys(cat *Catalogue, opts tenant.ReplicationOptions) {
 		}
 		want, _ := WantedRealmKey(opts, t.Name)
 		if c := t.Column(want); c != nil {
-			t.RealmKey = want
+			t.RealmKey, t.RealmFixed = want, RealmFixed(opts, t.Name)
 		}
 	}
 }

@@ -24,7 +24,8 @@ func PlanIdentity(cat *Catalogue, opts tenant.ReplicationOptions) ([]tenant.Sour
 
 // PlanIdentityFor plans what gives every table a replica identity that a replication to that many shards can work with.
 //
-// With more than one shard, each sharded table's identity must contain its realm key, and the realm key must not be NULL.
+// With more than one shard, each sharded table's identity must contain its realm key, unless the owner asserts that its
+// rows never change their realm; and the realm key must not be NULL.
 // A table with a primary key (or an identity index) gets a unique index on realm key and that key; one without gets
 // REPLICA IDENTITY FULL, at a price that a finding names. Tables without any identity get FULL in every case: publishing
 // them otherwise makes the source's own UPDATE and DELETE fail.
@@ -53,7 +54,7 @@ func IdentityFits(t *Table, shards int) (ok bool, why string) {
 	if len(t.Columns) == 0 {
 		return true, ""
 	}
-	routed := shards > 1 && t.Sharded()
+	routed := shards > 1 && t.Sharded() && !t.RealmFixed
 	members := []Leaf{{Name: t.Name, Identity: t.Identity}}
 	if t.Partitioned {
 		members = append(members, t.Leaves...)
@@ -83,6 +84,7 @@ func (p *planner) table(t *Table, shards int) {
 	if ok, _ := IdentityFits(t, shards); ok {
 		return
 	}
+	routed = routed && !t.RealmFixed
 	key := t.PrimaryKey
 	if t.DeferrableKey {
 		// An immediate unique index on the same columns would forbid what the deferrable key allows.

@@ -9,7 +9,7 @@ import (
 // ownSchemas are Rehome's, and never part of what is replicated.
 var ownSchemas = []string{"rehome", "rehome_control"}
 
-// Matches reports whether a pattern of --include, --exclude or --reference names a table. A pattern is "schema.table", or
+// Matches reports whether a pattern of --include, --exclude, --reference or --realms-never-change names a table. A pattern is "schema.table", or
 // "table" in schema public, with double quotes where a part needs them; * stands for any run of characters, and a lone *
 // for every table.
 func Matches(pattern string, name tenant.TableName) bool {
@@ -48,6 +48,11 @@ func Included(opts tenant.ReplicationOptions, name tenant.TableName) bool {
 // DeclaredReference reports whether the options declare a table to be copied whole to every shard.
 func DeclaredReference(opts tenant.ReplicationOptions, name tenant.TableName) bool {
 	return MatchesAny(opts.Reference, name)
+}
+
+// RealmFixed reports whether the owner asserts that a table's rows never change their realm.
+func RealmFixed(opts tenant.ReplicationOptions, name tenant.TableName) bool {
+	return MatchesAny(opts.RealmsNeverChange, name)
 }
 
 // WantedRealmKey is the column that the options name as a table's realm key, whether it exists or not, and whether it was

@@ -40,8 +40,10 @@ type Table struct {
 	// DeferrableKey: the primary key is deferrable and therefore no replica identity.
 	DeferrableKey bool   `json:"deferrable_key,omitempty"`
 	RealmKey      string `json:"realm_key,omitempty"` // empty: a reference table
-	Rows          int64  `json:"rows"`                // the planner's estimate
-	Bytes         int64  `json:"bytes"`               // heap and TOAST of all leaves
+	// RealmFixed: the owner asserts that no row changes its realm, so that the replica identity may lack the realm key.
+	RealmFixed bool  `json:"realm_fixed,omitempty"`
+	Rows       int64 `json:"rows"`  // the planner's estimate
+	Bytes      int64 `json:"bytes"` // heap and TOAST of all leaves
 }
 
 // Sharded reports whether each row lives on one shard only.

@@ -112,6 +112,23 @@ func TestPgbench(t *testing.T) {
 		t.Error("no catalogue")
 	}
 
+	in.Options.RealmsNeverChange = []string{"pgbench_tellers", "slip"}
+	r = check(t, in)
+	want(t, ids(r, tenant.Blocking),
+		"constraint-without-realm:public.pgbench_accounts_pkey", "constraint-without-realm:public.pgbench_tellers_pkey",
+		"no-identity:public.pgbench_history",
+		"realm-key-nullable:public.pgbench_accounts", "realm-key-nullable:public.pgbench_history", "realm-key-nullable:public.pgbench_tellers",
+		"realm-not-in-identity:public.pgbench_accounts")
+	for _, f := range r.Findings {
+		if f.Code == "realm-not-in-identity" && f.Severity == tenant.Blocking && !strings.Contains(f.Remedy, "--realms-never-change public.pgbench_accounts") {
+			t.Errorf("the remedy is %q", f.Remedy)
+		}
+	}
+	if w := ids(r, tenant.Warning, tenant.Notice); !slices.Contains(w, "pattern-matches-nothing:--realms-never-change slip") || !slices.Contains(w, "realm-not-in-identity:public.pgbench_tellers") {
+		t.Errorf("warnings and notices: %v", w)
+	}
+	in.Options.RealmsNeverChange = nil
+
 	in.Options.FixIdentity = true
 	in.Options.Accept = []string{"constraint-without-realm:public.pgbench_accounts_pkey", "constraint-without-realm:public.pgbench_tellers_pkey", "typo:x"}
 	r = check(t, in)

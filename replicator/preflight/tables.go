@@ -67,6 +67,9 @@ func (c *checker) patterns() {
 	for _, p := range c.in.Options.Reference {
 		miss("--reference", p)
 	}
+	for _, p := range c.in.Options.RealmsNeverChange {
+		miss("--realms-never-change", p)
+	}
 	for p := range c.in.Options.TableKeys {
 		miss("--table-key", p)
 	}
@@ -119,6 +122,9 @@ func (c *checker) fixable(code, object, remedy, format string, args ...any) {
 func (c *checker) identity(t *catalog.Table) {
 	ok, why := catalog.IdentityFits(t, c.in.Shards)
 	name := t.Name.String()
+	if ok && t.RealmFixed && c.in.Shards > 1 && !t.Identity.Has(t.RealmKey) {
+		c.notice("realm-not-in-identity", name, "", "as asserted, rows of %s never change %s: a DELETE goes to every shard and is not counted, and an UPDATE that finds no row pauses the replication", name, t.RealmKey)
+	}
 	switch {
 	case ok:
 		if t.Identity.Kind == "f" && len(t.Columns) > 0 {
@@ -128,7 +134,7 @@ func (c *checker) identity(t *catalog.Table) {
 		c.fixable("no-identity", name, "add a primary key, or ALTER TABLE "+t.Name.Quoted()+" REPLICA IDENTITY FULL",
 			"%s: once published, the source's own UPDATE and DELETE there would fail", why)
 	case c.in.Shards > 1 && t.Sharded() && !t.Identity.Has(t.RealmKey):
-		c.fixable("realm-not-in-identity", name, "a unique index on ("+t.RealmKey+", primary key), and REPLICA IDENTITY USING INDEX",
+		c.fixable("realm-not-in-identity", name, "a unique index on ("+t.RealmKey+", primary key), and REPLICA IDENTITY USING INDEX; if no row ever changes its "+t.RealmKey+": --realms-never-change "+shellQuote(name),
 			"%s: a DELETE, or an UPDATE that moves a row to another realm, could not be sent to its shard", why)
 	default:
 		c.fixable("partition-identity-differs", name, "give every partition the same REPLICA IDENTITY", "%s: old rows would arrive incomplete", why)

@@ -27,6 +27,7 @@ func (o *planOptions) flags(cmd *cobra.Command) {
 	f.StringVar(&o.opts.RealmKey, "realm-key", "", "column that names a row's realm (default: the database's)")
 	f.StringArrayVar(&o.tables, "table-key", nil, "for one table another realm key: TABLE=COLUMN (may be repeated)")
 	f.StringSliceVar(&o.opts.Reference, "reference", nil, "tables without realms, copied whole to every shard")
+	f.StringSliceVar(&o.opts.RealmsNeverChange, "realms-never-change", nil, "tables whose rows never change their realm: their replica identity may lack the realm key")
 	f.StringSliceVar(&o.opts.Include, "include", nil, "only these tables (schema.table, * as wildcard)")
 	f.StringSliceVar(&o.opts.Exclude, "exclude", nil, "not these tables")
 	f.IntVar(&o.opts.CopyJobs, "copy-jobs", 0, "tables copied at the same time (default 2)")
