@@ -160,7 +160,7 @@ func (l *lane) loop(ctx context.Context) error {
 			err = l.apply(ctx, &group{end: pos})
 			recorded = time.Now()
 		case g.barrier != nil:
-			g.barrier.reached(ctx, l.shard.Name)
+			g.barrier.reached(ctx, l)
 		default:
 			err = l.apply(ctx, g)
 			recorded = time.Now()

@@ -1,6 +1,7 @@
 package replicator
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -367,10 +368,11 @@ func (s *stream) hold() (release func()) {
 	return sync.OnceFunc(func() { <-s.turn })
 }
 
-// barrier is a position at which every lane stops, just long enough to open a snapshot of its shard.
+// barrier is a position at which every lane stops, just long enough to open a snapshot of its shard, or to repair rows.
 type barrier struct {
 	at   tenant.LSN
-	open func(ctx context.Context, shard string) error
+	open func(ctx context.Context, l *lane) error
+	most time.Duration // that a lane waits for open; 0: barrierOpen
 	mu   sync.Mutex
 	left int // lanes that are still to come; 0: all did, or nobody waits any more
 	err  error
@@ -379,17 +381,17 @@ type barrier struct {
 
 // reached runs in a lane that has applied everything before the barrier and nothing after it. A snapshot that fails fails
 // whoever asked for it, not the lane.
-func (b *barrier) reached(ctx context.Context, shard string) {
+func (b *barrier) reached(ctx context.Context, l *lane) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.left == 0 {
 		return // abandoned
 	}
 	// The lane waits meanwhile: a session that hangs must fail the verification, not stop the shard.
-	ctx, cancel := context.WithTimeout(ctx, barrierOpen)
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(b.most, barrierOpen))
 	defer cancel()
-	if err := b.open(ctx, shard); err != nil && b.err == nil {
-		b.err = fmt.Errorf("shard %s: %w", shard, err)
+	if err := b.open(ctx, l); err != nil && b.err == nil {
+		b.err = fmt.Errorf("shard %s: %w", l.shard.Name, err)
 	}
 	if b.left--; b.left == 0 {
 		close(b.done)

@@ -26,26 +26,64 @@ const (
 
 // VerifyOptions tune a verification.
 type VerifyOptions struct {
-	Jobs       int // tables at a time; 0: by the machine
-	OnProgress func(verify.Progress)
+	ID          string        // of the verification; empty: a new one
+	Jobs        int           // tables at a time; 0: by the machine
+	MaxDiffs    int           // rows named per table; 0: 20
+	MaxDuration time.Duration // bounds the whole, since its snapshots hold back vacuum; 0: no bound
+	Rest        time.Duration // of each worker after each table or part, for the servers' sake
+	OnProgress  func(verify.Progress)
+
+	// Done are parts that were found equal before, by this verification at earlier positions: they are not compared again.
+	Done []verify.Part
+	// OnPart is told of each part that is found equal, so that the verification can go on after an interruption. Its error
+	// ends the verification.
+	OnPart func(verify.Part) error
+	// Repair copies rows that differ again and compares once more, until nothing differs or nothing helps (see Repair).
+	Repair bool
+
+	onDiff func(verify.Diff)
 }
 
 // Verify compares both sides row by row at one exact position, while both keep moving: the source's snapshot is exactly
 // the commits before a position, and each lane stops at that position just long enough to open a snapshot of its shard.
+// When MaxDuration is over, or a repair could not be finished, the result so far comes together with the error.
 func (e *Engine) Verify(ctx context.Context, opts VerifyOptions) (tenant.Verification, error) {
+	if opts.ID == "" {
+		opts.ID = NewVerificationID()
+	}
+	if opts.Repair {
+		return e.verifyAndRepair(ctx, opts)
+	}
+	return e.verifyOnce(ctx, opts)
+}
+
+// NewVerificationID makes up a name for a verification.
+func NewVerificationID() string { return strings.ToLower(rand.Text()[:12]) }
+
+// verifyOnce compares at one position.
+func (e *Engine) verifyOnce(ctx context.Context, opts VerifyOptions) (tenant.Verification, error) {
 	started := time.Now().UTC()
-	for try := 1; ; try++ {
-		at, err := e.openPosition(ctx, try >= verifyHoldFrom)
-		if errors.Is(err, errPassed) && try < verifyTries {
+	at, tries, err := e.findPosition(ctx)
+	if err != nil {
+		return tenant.Verification{}, err
+	}
+	defer at.close()
+	v, err := e.compare(ctx, at, opts)
+	v.ID, v.Replication, v.Attempts, v.StartedAt = opts.ID, e.cfg.Replication, tries, started
+	return v, err
+}
+
+// findPosition opens a position on both sides, trying again where a lane had passed it.
+func (e *Engine) findPosition(ctx context.Context) (at *positionView, tries int, err error) {
+	for tries = 1; ; tries++ {
+		at, err = e.openPosition(ctx, tries >= verifyHoldFrom)
+		if errors.Is(err, errPassed) && tries < verifyTries {
 			continue
 		}
 		if err != nil {
-			return tenant.Verification{}, fmt.Errorf("open a position to compare at: %w", err)
+			return nil, tries, fmt.Errorf("open a position to compare at: %w", err)
 		}
-		defer at.close()
-		v, err := e.compare(ctx, at, opts)
-		v.ID, v.Replication, v.Attempts, v.StartedAt = strings.ToLower(rand.Text()[:12]), e.cfg.Replication, try, started
-		return v, err
+		return at, tries, nil
 	}
 }
 
@@ -62,7 +100,9 @@ type shardView struct {
 }
 
 func (p *positionView) close() {
-	p.source.close()
+	if p.source != nil {
+		p.source.close()
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, s := range p.shards {
@@ -99,17 +139,39 @@ func (e *Engine) openPosition(ctx context.Context, hold bool) (_ *positionView, 
 		}
 		pv.shards[sh.Name] = &shardView{conn: c}
 	}
+	pv.source, err = e.reachTogether(ctx, s, hold, 0, func(ctx context.Context, _ *view, l *lane) error { return pv.openShard(ctx, l.shard.Name) }, nil)
+	return pv, err
+}
+
+// reachTogether makes a snapshot at the source and runs open in every lane when it has applied just what the snapshot has.
+// It gives the snapshot back also with an error, for the caller to close. Before the lanes are asked, prepare may read from
+// the snapshot what they will need.
+func (e *Engine) reachTogether(ctx context.Context, s *stream, hold bool, most time.Duration,
+	open func(context.Context, *view, *lane) error, prepare func(context.Context, *view) error,
+) (_ *view, err error) {
 	release := func() {}
 	if hold {
 		release = s.hold()
 		defer release()
 	}
-	if pv.source, err = e.src.temporarySnapshot(ctx, "verify"); err != nil {
+	at, err := e.src.temporarySnapshot(ctx, "verify")
+	if err != nil {
 		return nil, err
 	}
-	b := &barrier{at: pv.source.lsn, done: make(chan struct{}), open: pv.openShard}
+	ready, prepared := make(chan struct{}), error(nil)
+	b := &barrier{at: at.lsn, most: most, done: make(chan struct{}), open: func(ctx context.Context, l *lane) error {
+		select {
+		case <-ready:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		if prepared != nil {
+			return prepared
+		}
+		return open(ctx, at, l)
+	}}
 	if err := s.placeBarrier(b); err != nil {
-		return nil, err
+		return at, err
 	}
 	release()
 	defer func() {
@@ -117,6 +179,10 @@ func (e *Engine) openPosition(ctx context.Context, hold bool) (_ *positionView, 
 			b.abandon()
 		}
 	}()
+	if prepare != nil {
+		prepared = prepare(ctx, at)
+	}
+	close(ready)
 	// A commit behind the snapshot, so that the position is reached at once also on an idle source.
 	if c, err := e.src.conn(ctx, "verify"); err == nil {
 		err = e.cfg.Gate.Heartbeat(ctx, c)
@@ -129,11 +195,11 @@ func (e *Engine) openPosition(ctx context.Context, hold bool) (_ *positionView, 
 	defer cancel()
 	select {
 	case <-b.done:
-		return pv, b.err
+		return at, b.err
 	case <-s.ended:
-		return nil, tenant.Errorf(tenant.KindUnavailable, "stream-ended", "try again", "the stream was interrupted while the position was being opened")
+		return at, tenant.Errorf(tenant.KindUnavailable, "stream-ended", "try again", "the stream was interrupted while the position was being opened")
 	case <-wctx.Done():
-		return nil, context.Cause(wctx)
+		return at, context.Cause(wctx)
 	}
 }
 
@@ -150,7 +216,8 @@ func (p *positionView) openShard(ctx context.Context, shard string) error {
 
 func (e *Engine) compare(ctx context.Context, at *positionView, opts VerifyOptions) (tenant.Verification, error) {
 	in := verify.Input{
-		Catalogue: e.cat, Placement: e.cfg.Placement, LSN: at.source.lsn, Jobs: opts.Jobs, OnProgress: opts.OnProgress, Accepted: e.cfg.Options.Accept,
+		Catalogue: e.cat, Placement: e.cfg.Placement, LSN: at.source.lsn, Jobs: opts.Jobs, MaxDiffs: opts.MaxDiffs, OnProgress: opts.OnProgress, Accepted: e.cfg.Options.Accept,
+		MaxDuration: opts.MaxDuration, Pause: opts.Rest, Done: opts.Done, OnPart: opts.OnPart, OnDiff: opts.onDiff,
 		Source: func(ctx context.Context) (*pgx.Conn, error) { return e.src.reader(ctx, at.source.name, "verify") },
 		Shards: map[string]verify.Sessions{},
 	}
@@ -174,7 +241,7 @@ func (e *Engine) compare(ctx context.Context, at *positionView, opts VerifyOptio
 	}
 	c, err := e.src.conn(ctx, "verify")
 	if err != nil {
-		return v, err
+		return tenant.Verification{}, err
 	}
 	defer closeSoon(c)
 	// Sequences are not transactional: their values are those of now, set at the shards only at the cutover.

@@ -59,6 +59,7 @@ type TableVerification struct {
 	Differences []RowDiff `json:"differences,omitempty"` // the first ones, by key
 	MoreDiffs   int64     `json:"more_differences,omitempty"`
 	Skipped     string    `json:"skipped,omitempty"` // why its rows could not be compared; it is not equal then
+	LSN         LSN       `json:"lsn,omitempty"`     // where it, or a part of it, was compared at an earlier position than the verification's
 }
 
 // RowDiff names one row that differs.
@@ -84,7 +85,10 @@ type Verification struct {
 	Replication string              `json:"replication"`
 	StartedAt   time.Time           `json:"started_at"`
 	FinishedAt  time.Time           `json:"finished_at"`
-	LSN         LSN                 `json:"lsn"` // the position at which both sides were compared
+	LSN         LSN                 `json:"lsn"`                         // the position at which both sides were compared
+	FirstLSN    LSN                 `json:"first_lsn,omitempty"`         // of one that went on at several positions: the first
+	ComparedAt  time.Time           `json:"compared_at,omitzero"`        // how fresh it is: when the comparison at the oldest of its positions ended
+	Unfinished  int                 `json:"unfinished_tables,omitempty"` // tables that were not compared, or not all of them: not clean
 	Clean       bool                `json:"clean"`
 	Tables      []TableVerification `json:"tables"`
 	Schema      []SchemaDiff        `json:"schema,omitempty"` // differences that nobody accepted: not clean
@@ -93,7 +97,23 @@ type Verification struct {
 	Rows        int64               `json:"rows"`   // source rows compared
 	Digest      string              `json:"digest"` // hex SHA-256 over the tables' digests, counts and the position
 	Attempts    int                 `json:"attempts"`
+	Repair      *Repair             `json:"repair,omitempty"`
 	Error       string              `json:"error,omitempty"` // why it could not be finished
+}
+
+// Repair is what was copied again before a verification's result.
+type Repair struct {
+	Rounds int           `json:"rounds"` // of comparing and copying
+	Tables []RepairTable `json:"tables,omitempty"`
+	Left   string        `json:"left,omitempty"` // why something could not be repaired
+}
+
+// RepairTable counts the rows of one table that were written anew at one shard.
+type RepairTable struct {
+	Table    string `json:"table"`
+	Shard    string `json:"shard"`
+	Removed  int64  `json:"removed"`  // rows that were there
+	Inserted int64  `json:"inserted"` // rows as the source has them
 }
 
 // SequenceValue is a sequence's state.

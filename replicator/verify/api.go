@@ -35,6 +35,25 @@ type Input struct {
 	PartBytes  int64
 	Pause      time.Duration  // each worker rests so long after each table or part, for the servers' sake
 	OnProgress func(Progress) // called from several goroutines, one at a time; may be nil
+
+	// Done are parts that were found equal before, at earlier positions: they are not compared again.
+	Done []Part
+	// UnitBytes is about how much of a large table is one such part; default 1 GiB. Only tables whose key begins with an
+	// integer or a uuid are divided so.
+	UnitBytes int64
+	// OnPart is told of each part that is found equal now, from several goroutines, one at a time; may be nil. Its error ends
+	// the comparison.
+	OnPart func(Part) error
+	// OnDiff is told of each row that differs, also of those that are not named, from several goroutines at the same time; may be
+	// nil. A row may come more than once.
+	OnDiff func(Diff)
+}
+
+// Diff is a row that differs, in a form in which it can be found again.
+type Diff struct {
+	Table *catalog.Table
+	Key   []string // the texts of KeyColumns; nil where the table has none, or the row lacks one
+	Hash  int64    // where Key is nil: RowHash of the row
 }
 
 // Progress is how far a comparison has come.
@@ -63,6 +82,12 @@ func (in Input) withDefaults() Input {
 	if in.PartBytes <= 0 {
 		in.PartBytes = defaultPart
 	}
+	if in.UnitBytes <= 0 {
+		in.UnitBytes = defaultUnit
+	}
+	if in.OnPart == nil {
+		in.OnPart = func(Part) error { return nil }
+	}
 	if in.OnProgress == nil {
 		in.OnProgress = func(Progress) {}
 	}
@@ -70,8 +95,9 @@ func (in Input) withDefaults() Input {
 }
 
 // Compare compares all tables of the catalogue, and their schemas. Differences are in the result, not an error; errors are
-// those of the sessions and the context, and KindTimeout with code verification-timeout when MaxDuration is over: it says
-// how far the comparison came. ID, Replication, Attempts and Sequences of the result are the caller's to fill.
+// those of the sessions and the context, and KindTimeout with code verification-timeout when MaxDuration is over: then the
+// result is there too, of what was compared until then, and is never clean. ID, Replication, Attempts and Sequences of the
+// result are the caller's to fill.
 func Compare(ctx context.Context, in Input) (tenant.Verification, error) {
 	in = in.withDefaults()
 	started := time.Now().UTC()
@@ -88,27 +114,40 @@ func Compare(ctx context.Context, in Input) (tenant.Verification, error) {
 		ctx, cancel = context.WithTimeoutCause(ctx, in.MaxDuration, errTimeOver)
 		defer cancel()
 	}
-	news := newReporter(in)
-	schema, err := compareSchema(ctx, in)
-	if err != nil {
-		return tenant.Verification{}, news.gaveUp(ctx, in, err)
+	c := &comparison{in: in, started: started, news: newReporter(in)}
+	var err error
+	if c.schema, err = compareSchema(ctx, in); err == nil {
+		err = c.all(ctx)
 	}
-	tables, err := compareAll(ctx, in, news, schema)
-	if err != nil {
-		return tenant.Verification{}, news.gaveUp(ctx, in, err)
+	switch {
+	case err == nil:
+		return c.summarise(), nil
+	case errors.Is(context.Cause(ctx), errTimeOver):
+		v := c.summarise()
+		failure := tenant.Errorf(tenant.KindTimeout, "verification-timeout", "go on with it: rehome verify --resume; or give it more time",
+			"the comparison gave up after %s: %s", in.MaxDuration, c.news.reached())
+		v.Error = failure.Message
+		return v, failure
 	}
-	return summarise(in, started, tables, schema), nil
+	return tenant.Verification{}, err
 }
 
 var errTimeOver = errors.New("the time given to the comparison is over")
 
-// gaveUp makes of an error that comes from the end of the time given one that says how far the comparison came.
-func (r *reporter) gaveUp(ctx context.Context, in Input, err error) error {
-	if !errors.Is(context.Cause(ctx), errTimeOver) {
-		return err
-	}
+// reached says how far the comparison came.
+func (r *reporter) reached() string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return tenant.Errorf(tenant.KindTimeout, "verification-timeout", "give it more time, or compare when the servers are less busy",
-		"the comparison gave up after %s: %d of %d tables done, %d of about %d rows", in.MaxDuration, r.p.TablesDone, r.p.TablesTotal, r.p.Rows, max(r.est, r.p.Rows))
+	return fmt.Sprintf("%d of %d tables done, %d of about %d rows", r.p.TablesDone, r.p.TablesTotal, r.p.Rows, max(r.est, r.p.Rows))
 }
+
+// KeyColumns are the columns that name a row of a table; none: rows are told apart by all that they hold.
+func KeyColumns(t *catalog.Table) []catalog.Column { return identityColumns(t) }
+
+// RowHash is the expression, over a table named t, of the hash that stands for a row without key. It needs Settings.
+func RowHash(t *catalog.Table, encoding string) string {
+	return "hashtextextended(" + canonical(rowText(t), transcodes(encoding)) + ", 1)"
+}
+
+// Settings are what a transaction must run before RowHash means the same everywhere.
+const Settings = settings

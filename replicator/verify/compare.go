@@ -17,19 +17,57 @@ import (
 	"github.com/rehomedb/rehome/tenant"
 )
 
-// compareAll deals the tables, largest first as the catalogue has them, and of large ones their parts, to workers with
+// comparison is one run of Compare.
+type comparison struct {
+	in      Input
+	started time.Time
+	news    *reporter
+	schema  *schemaFindings // nil until the schemas were compared
+
+	mu     sync.Mutex
+	tables []*tableResult // as in the catalogue
+	oldest time.Time      // when the oldest position's comparison ended; zero: all was compared now
+	first  tenant.LSN     // the oldest position
+}
+
+// all deals the tables, largest first as the catalogue has them, and of large ones their parts, to workers with
 // sessions of their own.
-func compareAll(ctx context.Context, in Input, news *reporter, schema *schemaFindings) ([]tenant.TableVerification, error) {
-	tables := in.Catalogue.Tables
-	results := make([]tenant.TableVerification, len(tables))
+func (c *comparison) all(ctx context.Context) error {
+	in, tables := c.in, c.in.Catalogue.Tables
+	c.first = in.LSN
 	var pieces []piece
+	ends := map[tenant.LSN]time.Time{}
+	c.mu.Lock()
 	for i := range tables {
-		cuts := schema.cuts[tables[i].Name]
-		if schema.skip[tables[i].Name] != "" {
-			cuts = nil
+		t := &tables[i]
+		units := unitsOf(i, t, in.Placement, c.schema.bounds[t.Name])
+		if c.schema.skip[t.Name] != "" {
+			units = units[:1]
 		}
-		pieces = append(pieces, newPieces(i, cuts, len(in.Shards))...)
+		r := newTableResult(t, len(units), in.MaxDiffs)
+		c.tables = append(c.tables, r)
+		for _, u := range units {
+			p := u.done(t, in.Done)
+			if p == nil || c.schema.skip[t.Name] != "" {
+				cuts := c.schema.cuts[t.Name]
+				if len(units) > 1 || c.schema.skip[t.Name] != "" {
+					cuts = nil
+				}
+				pieces = append(pieces, newPieces(u, cuts, len(in.Shards))...)
+				continue
+			}
+			ends[p.LSN] = later(ends[p.LSN], p.At)
+			c.first = min(c.first, p.LSN)
+			last := r.add(u.number, tenant.TableVerification{SourceRows: p.Rows, TargetRows: p.Rows, Equal: true, Digest: p.Digest}, p.LSN)
+			c.news.add(r.v.Table, p.Rows, last)
+		}
 	}
+	for _, at := range ends {
+		if c.oldest.IsZero() || at.Before(c.oldest) {
+			c.oldest = at
+		}
+	}
+	c.mu.Unlock()
 	next := make(chan piece, len(pieces))
 	for _, p := range pieces {
 		next <- p
@@ -44,14 +82,13 @@ func compareAll(ctx context.Context, in Input, news *reporter, schema *schemaFin
 			}
 			defer s.close()
 			for p := range next {
-				t := &tables[p.table]
-				v, err := p.compare(ctx, in, s, t, schema.skip[t.Name])
+				t := &tables[p.unit.table]
+				v, err := p.compare(ctx, in, s, t, c.schema.skip[t.Name])
+				if err == nil && v != nil {
+					err = c.concluded(p.unit, *v)
+				}
 				if err != nil {
 					return fmt.Errorf("verify table %s: %w", t.Name, err)
-				}
-				if v != nil {
-					results[p.table] = *v
-					news.done(v)
 				}
 				if err := wait(ctx, in.Pause); err != nil {
 					return fmt.Errorf("verify: %w", err)
@@ -60,10 +97,26 @@ func compareAll(ctx context.Context, in Input, news *reporter, schema *schemaFin
 			return nil
 		})
 	}
-	if err := group.Wait(); err != nil {
-		return nil, err
+	return group.Wait()
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
 	}
-	return results, nil
+	return b
+}
+
+// concluded takes note of a unit that was compared.
+func (c *comparison) concluded(u unit, v tenant.TableVerification) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	last := c.tables[u.table].add(u.number, v, c.in.LSN)
+	c.news.add(v.Table, v.SourceRows, last)
+	if !v.Equal || v.Misplaced > 0 || v.Skipped != "" {
+		return nil
+	}
+	return c.in.OnPart(Part{Table: v.Table, Shape: u.shape, Number: u.number, Bounds: u.bounds, LSN: c.in.LSN, At: time.Now().UTC(), Rows: v.SourceRows, Digest: v.Digest})
 }
 
 // wait sleeps, unless the context ends.
@@ -96,10 +149,10 @@ func (p piece) compare(ctx context.Context, in Input, s *sides, t *catalog.Table
 
 // conclude compares what the scans of all parts found, and names what differs.
 func (a *tableSums) conclude(ctx context.Context, in Input, s *sides, t *catalog.Table) (tenant.TableVerification, error) {
-	st := newStatements(t, transcodes(in.Catalogue.Server.Encoding))
+	st := newStatementsWithin(t, transcodes(in.Catalogue.Server.Encoding), a.unit, "")
 	source, shards, moved := a.source, a.shards, a.moved
 	v := tenant.TableVerification{Table: t.Name.String(), SourceRows: source.rows(), Digest: tableDigest(t, source), Equal: true}
-	found := &findings{v: &v, limit: in.MaxDiffs, different: map[rowAt]int64{}}
+	found := &findings{v: &v, limit: in.MaxDiffs, different: map[rowAt]int64{}, table: t, keyed: st.keyed, tell: in.OnDiff}
 	if t.Sharded() {
 		target := digest{}
 		for _, d := range shards {
@@ -128,14 +181,21 @@ func (a *tableSums) conclude(ctx context.Context, in Input, s *sides, t *catalog
 			continue
 		}
 		v.Misplaced += n
-		keys, err := s.shards[i].misplacedKeys(ctx, st, in.Placement, in.MaxDiffs)
+		limit := in.MaxDiffs
+		if in.OnDiff != nil {
+			limit = misplacedTold
+		}
+		rows, err := s.shards[i].misplacedRows(ctx, st, in.Placement, limit)
 		if err != nil {
 			return v, err
 		}
-		for _, key := range keys {
-			found.add(tenant.RowDiff{Key: key, Kind: Misplaced, Shard: s.shards[i].name}, 1)
+		for _, e := range rows {
+			found.say(e)
 		}
-		found.more(n - int64(len(keys)))
+		for _, e := range rows[:min(len(rows), in.MaxDiffs)] {
+			found.addAlways(tenant.RowDiff{Key: e.key, Kind: Misplaced, Shard: s.shards[i].name})
+		}
+		found.more(n - int64(min(len(rows), in.MaxDiffs)))
 	}
 	return v, nil
 }
@@ -162,17 +222,47 @@ func tableDigest(t *catalog.Table, d digest) string {
 	return hexSum(text)
 }
 
-// summarise joins the tables' results. Its digest is the SHA-256 over the position and the tables' names, counts and
+// summarise joins the tables' results. Its digest is the SHA-256 over the positions and the tables' names, counts and
 // digests, sorted by name.
-func summarise(in Input, started time.Time, tables []tenant.TableVerification, schema *schemaFindings) tenant.Verification {
-	slices.SortFunc(tables, func(a, b tenant.TableVerification) int { return strings.Compare(a.Table, b.Table) })
-	out := tenant.Verification{StartedAt: started, FinishedAt: time.Now().UTC(), LSN: in.LSN, Tables: tables, Schema: schema.diffs, MoreSchema: schema.more}
-	out.Clean = len(schema.diffs) == 0
+func (c *comparison) summarise() tenant.Verification {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	in := c.in
+	out := tenant.Verification{StartedAt: c.started, FinishedAt: time.Now().UTC(), LSN: in.LSN, Clean: c.schema != nil && len(c.tables) == len(in.Catalogue.Tables)}
+	out.ComparedAt = out.FinishedAt
+	if !c.oldest.IsZero() && c.oldest.Before(out.ComparedAt) {
+		out.ComparedAt = c.oldest
+	}
+	if c.first != 0 && c.first < in.LSN {
+		out.FirstLSN = c.first
+	}
+	if c.schema != nil {
+		out.Schema, out.MoreSchema = c.schema.diffs, c.schema.more
+	}
+	out.Clean = out.Clean && len(out.Schema) == 0
+	out.Unfinished = len(in.Catalogue.Tables) - len(c.tables)
+	for _, r := range c.tables {
+		if r.left > 0 {
+			out.Unfinished++
+			out.Clean = false
+			if r.v.Equal && r.v.Misplaced == 0 {
+				continue // nothing can be said of it yet
+			}
+		}
+		if r.v.LSN == in.LSN {
+			r.v.LSN = 0
+		}
+		out.Tables = append(out.Tables, r.v)
+	}
+	slices.SortFunc(out.Tables, func(a, b tenant.TableVerification) int { return strings.Compare(a.Table, b.Table) })
 	text := fmt.Appendf(nil, "%s\n", in.LSN)
-	for i := range tables {
-		v := &tables[i]
+	for i := range out.Tables {
+		v := &out.Tables[i]
 		out.Rows += v.SourceRows
 		out.Clean = out.Clean && v.Equal && v.Misplaced == 0
+		if v.LSN != 0 {
+			text = fmt.Appendf(text, "at %s: ", v.LSN)
+		}
 		text = fmt.Appendf(text, "%s %d %s\n", v.Table, v.SourceRows, v.Digest)
 	}
 	out.Digest = hexSum(text)
@@ -200,12 +290,15 @@ func newReporter(in Input) *reporter {
 	return r
 }
 
-func (r *reporter) done(v *tenant.TableVerification) {
+// add tells of a part, which may have been its table's last.
+func (r *reporter) add(table string, rows int64, last bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.p.Table = v.Table
-	r.p.TablesDone++
-	r.p.Rows += v.SourceRows
+	r.p.Table = table
+	if last {
+		r.p.TablesDone++
+	}
+	r.p.Rows += rows
 	r.p.RowsTotal = max(r.est, r.p.Rows)
 	r.say(r.p)
 }

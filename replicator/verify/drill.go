@@ -3,9 +3,11 @@ package verify
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/rehomedb/rehome/replicator/catalog"
 	"github.com/rehomedb/rehome/tenant"
 )
 
@@ -26,7 +28,25 @@ type findings struct {
 	v         *tenant.TableVerification
 	limit     int
 	different map[rowAt]int64 // key hashes of the rows named as different, whose columns are still to be named
+
+	table *catalog.Table
+	keyed bool
+	tell  func(Diff) // nil: nobody wants to know
 }
+
+// say tells of a row that differs, whether it is named or not.
+func (f *findings) say(e entry) {
+	switch {
+	case f.tell == nil:
+	case f.keyed && e.values != nil:
+		f.tell(Diff{Table: f.table, Key: e.values})
+	default:
+		f.tell(Diff{Table: f.table, Hash: e.h1})
+	}
+}
+
+// addAlways names a row beyond the limit of the others.
+func (f *findings) addAlways(d tenant.RowDiff) { f.v.Differences = append(f.v.Differences, d) }
 
 func (f *findings) add(d tenant.RowDiff, n int64) {
 	for ; n > 0 && len(f.v.Differences) < f.limit; n-- {
@@ -96,6 +116,21 @@ type entry struct {
 	h1, h2  int64
 	rows    int64
 	shard   string // empty at the source
+	values  keyValues
+}
+
+// keyValues are the texts of a key's columns; nil where one of them is NULL, as on a side whose key is broken.
+type keyValues []string
+
+func (v *keyValues) set(list []*string) {
+	*v = nil
+	for _, s := range list {
+		if s == nil {
+			*v = nil
+			return
+		}
+		*v = append(*v, *s)
+	}
 }
 
 // cursor reads one side's entries in the order of their key hashes.
@@ -128,9 +163,11 @@ func (c *cursor) next() error {
 	}
 	c.head = entry{shard: c.side.name}
 	e := &c.head
-	if err := c.rows.Scan(&e.keyHash, &e.key, &e.realm, &e.h1, &e.h2, &e.rows); err != nil {
+	var values []*string
+	if err := c.rows.Scan(&e.keyHash, &e.key, &e.realm, &e.h1, &e.h2, &e.rows, &values); err != nil {
 		return fmt.Errorf("%s: %w", c.side, err)
 	}
+	e.values.set(values)
 	return nil
 }
 
@@ -203,9 +240,18 @@ func (m *merge) reconcile(source, target []entry) {
 		for i := range source {
 			for j := range target {
 				if source[i].key == target[j].key {
-					m.findings.addDifferent(target[j], take(i, j))
+					n := take(i, j)
+					if n > 0 {
+						m.findings.say(target[j])
+					}
+					m.findings.addDifferent(target[j], n)
 				}
 			}
+		}
+	}
+	for _, e := range slices.Concat(source, target) {
+		if e.rows > 0 {
+			m.findings.say(e)
 		}
 	}
 	for _, e := range source {

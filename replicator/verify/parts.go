@@ -90,13 +90,14 @@ func (c cut) where(part int64) (string, bool) {
 	case c.parts == 1:
 		return "", true
 	case part == c.parts-1:
-		return fmt.Sprintf(" WHERE t.ctid >= '(%d,0)'::pg_catalog.tid", part*c.blocks), true
+		return fmt.Sprintf("t.ctid >= '(%d,0)'::pg_catalog.tid", part*c.blocks), true
 	}
-	return fmt.Sprintf(" WHERE t.ctid >= '(%d,0)'::pg_catalog.tid AND t.ctid < '(%d,0)'::pg_catalog.tid", part*c.blocks, (part+1)*c.blocks), true
+	return fmt.Sprintf("t.ctid >= '(%d,0)'::pg_catalog.tid AND t.ctid < '(%d,0)'::pg_catalog.tid", part*c.blocks, (part+1)*c.blocks), true
 }
 
-// tableSums gathers what the scans of a table's parts found.
+// tableSums gathers what the scans of a unit's parts found.
 type tableSums struct {
+	unit   string // its condition
 	mu     sync.Mutex
 	left   int // parts
 	source digest
@@ -104,26 +105,26 @@ type tableSums struct {
 	moved  []int64
 }
 
-// piece is one part of a table, on all sides.
+// piece is one part of a unit, on all sides.
 type piece struct {
-	table int // in the catalogue
-	part  int64
-	cuts  []cut // nil: the whole table
-	sums  *tableSums
+	unit unit
+	part int64
+	cuts []cut // nil: the whole unit
+	sums *tableSums
 }
 
-func newPieces(table int, cuts []cut, shards int) []piece {
+func newPieces(u unit, cuts []cut, shards int) []piece {
 	n := int64(1)
 	for _, c := range cuts {
 		n = max(n, c.parts)
 	}
-	sums := &tableSums{left: int(n), source: digest{}, shards: make([]digest, shards), moved: make([]int64, shards)}
+	sums := &tableSums{unit: u.where, left: int(n), source: digest{}, shards: make([]digest, shards), moved: make([]int64, shards)}
 	for i := range sums.shards {
 		sums.shards[i] = digest{}
 	}
 	out := make([]piece, n)
 	for i := range out {
-		out[i] = piece{table: table, part: int64(i), cuts: cuts, sums: sums}
+		out[i] = piece{unit: u, part: int64(i), cuts: cuts, sums: sums}
 	}
 	return out
 }
@@ -145,7 +146,7 @@ func (p piece) scan(ctx context.Context, in Input, s *sides, t *catalog.Table) (
 				continue
 			}
 		}
-		st := newStatementsWithin(t, transcodes(in.Catalogue.Server.Encoding), where)
+		st := newStatementsWithin(t, transcodes(in.Catalogue.Server.Encoding), p.unit.where, where)
 		group.Go(func() error {
 			if where != "" {
 				if _, err := one.conn.Exec(ctx, partSettings); err != nil {

@@ -56,7 +56,7 @@ func TestPartsReadPartsOnly(t *testing.T) {
 			if !ok {
 				continue
 			}
-			st := newStatementsWithin(tab, false, where)
+			st := newStatementsWithin(tab, false, "", where)
 			plan, err := pair.source.Query(t.Context(), "EXPLAIN "+st.classes)
 			if err != nil {
 				t.Fatal(err)

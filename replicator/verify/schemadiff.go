@@ -48,6 +48,8 @@ type schemaFindings struct {
 	more  int64
 	skip  map[tenant.TableName]string // why not
 	cuts  map[tenant.TableName][]cut  // of large tables: the parts, for each side
+
+	bounds map[tenant.TableName][]string // of large tables: between their units
 }
 
 // compareSchema reads the schemas of all sides and compares each shard's with the source's.
@@ -59,14 +61,14 @@ func compareSchema(ctx context.Context, in Input) (*schemaFindings, error) {
 	defer s.close()
 	all := s.all()
 	schemas := make([]*sideSchema, len(all))
-	group, ctx := errgroup.WithContext(ctx)
+	group, gctx := errgroup.WithContext(ctx)
 	sizes := make([]tableSizes, len(all))
 	for i, one := range all {
 		group.Go(func() (err error) {
-			if schemas[i], err = one.readSchema(ctx, in); err != nil {
+			if schemas[i], err = one.readSchema(gctx, in); err != nil {
 				return err
 			}
-			sizes[i], err = one.readSizes(ctx, in)
+			sizes[i], err = one.readSizes(gctx, in)
 			return err
 		})
 	}
@@ -76,6 +78,9 @@ func compareSchema(ctx context.Context, in Input) (*schemaFindings, error) {
 	f := &schemaFindings{in: in, skip: map[tenant.TableName]string{}, cuts: cutTables(in, sizes)}
 	for i, one := range all[1:] {
 		f.shard(one.name, schemas[0], schemas[i+1])
+	}
+	if err := f.chooseBounds(ctx, all[0], sizes[0]); err != nil {
+		return nil, fmt.Errorf("verify: %w", err)
 	}
 	return f, nil
 }

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math/big"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -173,17 +174,26 @@ func (s *side) misplaced(ctx context.Context, st statements, p tenant.Placement)
 	return n, nil
 }
 
-// misplacedKeys names some of them.
-func (s *side) misplacedKeys(ctx context.Context, st statements, p tenant.Placement, limit int) ([]string, error) {
+// misplacedTold bounds how many misplaced rows are told of for a repair, of one table on one shard.
+const misplacedTold = 200_000
+
+// misplacedRows names some of them, by key.
+func (s *side) misplacedRows(ctx context.Context, st statements, p tenant.Placement, limit int) ([]entry, error) {
 	here, elsewhere := pins(p, s.name)
-	rows, err := s.conn.Query(ctx, misplaced("k", st.rowRealm, p, s.name)+" LIMIT $3", here, elsewhere, limit)
+	rows, err := s.conn.Query(ctx, misplaced("k, h, kv", st.rowRealm, p, s.name)+" LIMIT $3", here, elsewhere, limit)
 	if err != nil {
 		return nil, fmt.Errorf("%s: name misplaced rows: %w", s, err)
 	}
-	keys, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	out, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (e entry, err error) {
+		e.shard = s.name
+		var values []*string
+		err = row.Scan(&e.key, &e.h1, &values)
+		e.values.set(values)
+		return e, err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("%s: name misplaced rows: %w", s, err)
 	}
-	slices.Sort(keys)
-	return keys, nil
+	slices.SortFunc(out, func(a, b entry) int { return strings.Compare(a.key, b.key) })
+	return out, nil
 }

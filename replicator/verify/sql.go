@@ -32,22 +32,24 @@ type statements struct {
 
 // newStatements writes the queries for a table. With transcode the texts are hashed as UTF-8, whatever the server's encoding is.
 func newStatements(t *catalog.Table, transcode bool) statements {
-	return newStatementsWithin(t, transcode, "")
+	return newStatementsWithin(t, transcode, "", "")
 }
 
-// newStatementsWithin writes queries of which classes and byRealm read only rows that a condition on t holds for.
-func newStatementsWithin(t *catalog.Table, transcode bool, where string) statements {
+// newStatementsWithin writes queries that read only rows for which a condition on t holds, the unit's; classes and byRealm
+// also heed that of a part of it.
+func newStatementsWithin(t *catalog.Table, transcode bool, unit, part string) statements {
 	var s statements
-	from := "ONLY " + t.Name.Quoted()
+	table := "ONLY " + t.Name.Quoted()
 	if t.Partitioned {
-		from = t.Name.Quoted()
+		table = t.Name.Quoted()
 	}
-	within := from + " t" + where
+	from := table + " t" + whereText(unit)
+	within := table + " t" + whereText(unit, part)
 	row := canonical(rowText(t), transcode)
-	keyHash, key := "hashtextextended(r, 1)", "'row ' || left(r, 200)"
+	keyHash, key, values := "hashtextextended(r, 1)", "'row ' || left(r, 200)", ""
 	keyColumns := identityColumns(t)
 	if s.keyed = len(keyColumns) > 0; s.keyed {
-		keyHash, key = hashOf(keyColumns, transcode), textOf(keyColumns)
+		keyHash, key, values = hashOf(keyColumns, transcode), textOf(keyColumns), valuesOf(keyColumns)
 	}
 	realm := "NULL::text"
 	if t.Sharded() {
@@ -57,19 +59,19 @@ func newStatementsWithin(t *catalog.Table, transcode bool, where string) stateme
 	if s.keyed {
 		s.classes = fmt.Sprintf(`SELECT kh & %d, count(*), sum(hashtextextended(r, 1))::text, sum(hashtextextended(r, 2))::text
 			FROM (SELECT %s AS kh, %s AS r FROM %s LIMIT ALL) x GROUP BY 1`, classes-1, keyHash, row, within)
-		s.drill = fmt.Sprintf(`SELECT kh, k, realm, hashtextextended(r, 1), hashtextextended(r, 2), count(*)
-			FROM (SELECT %s AS kh, %s AS k, %s AS realm, %s AS r FROM %s t LIMIT ALL) x
-			WHERE kh & %d = ANY ($1::bigint[]) GROUP BY 1, 2, 3, 4, 5 ORDER BY 1`, keyHash, key, realm, row, from, classes-1)
-		s.rowRealm = fmt.Sprintf(`SELECT %s AS k, %s AS r FROM %s t`, key, realm, from)
-		s.columns = fmt.Sprintf(`SELECT %s, %s FROM %s t WHERE %s = ANY ($1::bigint[])`, key, columnHashesOf(t, transcode), from, keyHash)
+		s.drill = fmt.Sprintf(`SELECT kh, k, realm, hashtextextended(r, 1), hashtextextended(r, 2), count(*), kv
+			FROM (SELECT %s AS kh, %s AS k, %s AS realm, %s AS r, %s AS kv FROM %s LIMIT ALL) x
+			WHERE kh & %d = ANY ($1::bigint[]) GROUP BY 1, 2, 3, 4, 5, 7 ORDER BY 1`, keyHash, key, realm, row, values, from, classes-1)
+		s.rowRealm = fmt.Sprintf(`SELECT %s AS k, %s AS r, hashtextextended(%s, 1) AS h, %s AS kv FROM %s`, key, realm, row, values, from)
+		s.columns = fmt.Sprintf(`SELECT %s, %s FROM %s t%s`, key, columnHashesOf(t, transcode), table, whereText(unit, keyHash+" = ANY ($1::bigint[])"))
 	} else {
 		s.classes = fmt.Sprintf(`SELECT h1 & %d, count(*), sum(h1)::text, sum(h2)::text
 			FROM (SELECT hashtextextended(r, 1) AS h1, hashtextextended(r, 2) AS h2 FROM (SELECT %s AS r FROM %s LIMIT ALL) y LIMIT ALL) x GROUP BY 1`,
 			classes-1, row, within)
-		s.drill = fmt.Sprintf(`SELECT h1, min(k), min(realm), h1, h2, count(*)
-			FROM (SELECT hashtextextended(r, 1) AS h1, hashtextextended(r, 2) AS h2, %s AS k, realm FROM (SELECT %s AS r, %s AS realm FROM %s t LIMIT ALL) y LIMIT ALL) x
+		s.drill = fmt.Sprintf(`SELECT h1, min(k), min(realm), h1, h2, count(*), NULL::text[]
+			FROM (SELECT hashtextextended(r, 1) AS h1, hashtextextended(r, 2) AS h2, %s AS k, realm FROM (SELECT %s AS r, %s AS realm FROM %s LIMIT ALL) y LIMIT ALL) x
 			WHERE h1 & %d = ANY ($1::bigint[]) GROUP BY h1, h2 ORDER BY 1`, key, row, realm, from, classes-1)
-		s.rowRealm = fmt.Sprintf(`SELECT 'row ' || left(%s, 200) AS k, %s AS r FROM %s t`, rowText(t), realm, from)
+		s.rowRealm = fmt.Sprintf(`SELECT 'row ' || left(%s, 200) AS k, %s AS r, hashtextextended(%s, 1) AS h, NULL::text[] AS kv FROM %s`, rowText(t), realm, row, from)
 	}
 	if t.Sharded() {
 		col := "t." + tenant.QuoteIdent(t.RealmKey)
@@ -78,13 +80,31 @@ func newStatementsWithin(t *catalog.Table, transcode bool, where string) stateme
 	return s
 }
 
-// identityColumns are the columns that name a row; none for FULL, NOTHING, or a default identity without primary key.
+// whereText joins conditions; empty ones do not count.
+func whereText(conditions ...string) string {
+	var list []string
+	for _, c := range conditions {
+		if c != "" {
+			list = append(list, "("+c+")")
+		}
+	}
+	if len(list) == 0 {
+		return ""
+	}
+	return " WHERE " + strings.Join(list, " AND ")
+}
+
+// identityColumns are the columns that name a row: those of the replica identity, or of the primary key where the identity
+// is the whole row; none where neither is there.
 func identityColumns(t *catalog.Table) []catalog.Column {
+	names := t.Identity.Columns
 	if t.Identity.Kind != "d" && t.Identity.Kind != "i" {
-		return nil
+		if names = t.PrimaryKey; t.DeferrableKey {
+			return nil
+		}
 	}
 	var out []catalog.Column
-	for _, name := range t.Identity.Columns {
+	for _, name := range names {
 		for _, c := range t.Columns {
 			if c.Name == name {
 				out = append(out, c)
@@ -152,6 +172,15 @@ func textOf(columns []catalog.Column) string {
 	return strings.Join(parts, " || ', ' || ")
 }
 
+// valuesOf is a row's key as the texts of its columns, from which it can be found again.
+func valuesOf(columns []catalog.Column) string {
+	parts := make([]string, len(columns))
+	for i, c := range columns {
+		parts[i] = "t." + tenant.QuoteIdent(c.Name) + "::text"
+	}
+	return "ARRAY[" + strings.Join(parts, ", ") + "]"
+}
+
 // misplaced selects from a subquery that gives realms as r the rows whose realm the shard does not own. $1 are the realms
 // pinned to it, $2 those pinned elsewhere.
 func misplaced(what, from string, p tenant.Placement, shard string) string {
@@ -164,8 +193,8 @@ func misplaced(what, from string, p tenant.Placement, shard string) string {
 	if len(ranges) == 0 {
 		ranges = []string{"false"}
 	}
-	return fmt.Sprintf(`SELECT %s FROM (SELECT *, (get_byte(h, 0) * 256 + get_byte(h, 1)) & %d AS b FROM
-			(SELECT *, sha256(convert_to(r, 'UTF8')) AS h FROM (%s) w LIMIT ALL) x LIMIT ALL) y
+	return fmt.Sprintf(`SELECT %s FROM (SELECT *, (get_byte(digest, 0) * 256 + get_byte(digest, 1)) & %d AS b FROM
+			(SELECT *, sha256(convert_to(r, 'UTF8')) AS digest FROM (%s) w LIMIT ALL) x LIMIT ALL) y
 		WHERE CASE WHEN r COLLATE "C" = ANY ($1::text[]) THEN true WHEN r COLLATE "C" = ANY ($2::text[]) THEN false ELSE %s END IS NOT TRUE`,
 		what, tenant.Buckets-1, from, strings.Join(ranges, " OR "))
 }

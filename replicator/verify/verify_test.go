@@ -154,13 +154,13 @@ func describe(t testing.TB, conn *pgx.Conn, realms map[string]string) *catalog.C
 	}
 	for i := range cat.Tables {
 		rows, err := conn.Query(t.Context(), `
-			SELECT attname, attnum, t.oid, CASE WHEN typtype = 'd' THEN typbasetype ELSE t.oid END, typcategory::text, attgenerated <> ''
+			SELECT attname, attnum, t.oid, CASE WHEN typtype = 'd' THEN typbasetype ELSE t.oid END, typcategory::text, attgenerated <> '', format_type(t.oid, -1)
 			FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped ORDER BY attnum`, cat.Tables[i].OID)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if cat.Tables[i].Columns, err = pgx.CollectRows(rows, func(r pgx.CollectableRow) (c catalog.Column, err error) {
-			return c, r.Scan(&c.Name, &c.Num, &c.TypeOID, &c.BaseOID, &c.Category, &c.Generated)
+			return c, r.Scan(&c.Name, &c.Num, &c.TypeOID, &c.BaseOID, &c.Category, &c.Generated, &c.Type)
 		}); err != nil {
 			t.Fatal(err)
 		}
