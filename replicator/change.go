@@ -107,6 +107,9 @@ func (a *arena) copy(src []byte) []byte {
 	if src == nil {
 		return nil
 	}
+	if len(src) == 0 {
+		return []byte{} // a piece of an arena that holds nothing yet would be nil, which is bound as NULL
+	}
 	if cap(a.bytes)-len(a.bytes) < len(src) {
 		a.bytes = make([]byte, 0, max(arenaBytes, len(src)))
 	}

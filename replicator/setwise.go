@@ -233,7 +233,7 @@ func (r *relation) joinKeys() string {
 	conds := make([]string, len(r.keys))
 	for n, k := range r.keys {
 		c := r.columns[k]
-		conds[n] = "t." + tenant.QuoteIdent(c.Name) + " " + c.Equals() + " v.c" + strconv.Itoa(n)
+		conds[n] = c.Equal("t."+tenant.QuoteIdent(c.Name), "v.c"+strconv.Itoa(n))
 	}
 	return strings.Join(conds, " AND ")
 }

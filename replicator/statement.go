@@ -197,12 +197,12 @@ func (r *relation) match(c *change, offset int) (where func() string, args [][]b
 			}
 			name := tenant.QuoteIdent(r.columns[i].Name)
 			if kinds[j] == 'n' {
-				b.WriteString(name + " IS NULL")
+				b.WriteString(name + " IS NOT DISTINCT FROM NULL") // a row of NULLs IS NULL too
 				continue
 			}
 			n++
 			if exact || slices.Contains(indexed, i) {
-				b.WriteString(name + " " + r.columns[i].Equals() + " $" + strconv.Itoa(n))
+				b.WriteString(r.columns[i].Equal(name, "$"+strconv.Itoa(n)))
 			} else {
 				b.WriteString(sameText(name, r.columns[i], n))
 			}
@@ -224,9 +224,10 @@ func (r *relation) match(c *change, offset int) (where func() string, args [][]b
 
 // sameText compares a column with a bound value by their text, which every type has, where types without an equality
 // operator (json, xml, point) could not be compared and equal numbers may differ in their digits. The value goes through
-// the type once, so that both texts are written by the same function.
+// the type once, so that both texts are written by the same function. They are compared by
+// their bytes: texts that differ may be equal under a column's own collation.
 func sameText(name string, col catalog.Column, n int) string {
-	return name + "::text = ($" + strconv.Itoa(n) + "::" + col.Type + ")::text"
+	return name + `::text COLLATE "C" = ($` + strconv.Itoa(n) + "::" + col.Type + ")::text"
 }
 
 func missingValue(c *change, i int) error {

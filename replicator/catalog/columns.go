@@ -2,6 +2,7 @@ package catalog
 
 import (
 	"context"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -52,6 +53,9 @@ func readColumns(ctx context.Context, conn *pgx.Conn, cat *Catalogue) error {
 		for j := range cat.Tables[i].Columns {
 			c := &cat.Tables[i].Columns[j]
 			c.BaseOID = types.base(c.TypeOID)
+			if c.BaseOID != c.TypeOID {
+				c.BaseType = types[c.BaseOID].sql
+			}
 			c.Category = types[c.BaseOID].category
 			c.EqualOp = equals[c.BaseOID]
 			c.Binary = types.binary(c.TypeOID)
@@ -94,7 +98,8 @@ func readEquality(ctx context.Context, conn *pgx.Conn, types typeGraph) (map[uin
 // pgType is what matters of a type: whether it has a binary form, and which types are inside it.
 type pgType struct {
 	name     string
-	system   bool // in pg_catalog
+	sql      string // as a cast names it, without modifier
+	system   bool   // in pg_catalog
 	domainOf uint32
 	category string
 	io       bool // has send and receive
@@ -130,7 +135,7 @@ func readTypes(ctx context.Context, conn *pgx.Conn, oids map[uint32]bool) (typeG
 				UNION ALL SELECT g.rngsubtype FROM pg_range g WHERE g.rngtypid = t.oid OR `+multirange+`
 			) e(oid)
 		)
-		SELECT r.oid, r.above, t.typname::text, n.nspname = 'pg_catalog', t.typbasetype, t.typcategory::text, t.typsend <> 0 AND t.typreceive <> 0
+		SELECT r.oid, r.above, t.typname::text, format_type(t.oid, -1), n.nspname = 'pg_catalog', t.typbasetype, t.typcategory::text, t.typsend <> 0 AND t.typreceive <> 0
 		FROM reach r JOIN pg_type t ON t.oid = r.oid JOIN pg_namespace n ON n.oid = t.typnamespace`, roots)
 	if err != nil {
 		return nil, err
@@ -141,7 +146,7 @@ func readTypes(ctx context.Context, conn *pgx.Conn, oids map[uint32]bool) (typeG
 		oid, above uint32
 		t          pgType
 	)
-	_, err = pgx.ForEachRow(rows, []any{&oid, &above, &t.name, &t.system, &t.domainOf, &t.category, &t.io}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&oid, &above, &t.name, &t.sql, &t.system, &t.domainOf, &t.category, &t.io}, func() error {
 		if g[oid] == nil {
 			c := t
 			g[oid] = &c
@@ -171,6 +176,9 @@ func (g typeGraph) base(oid uint32) uint32 {
 	return oid
 }
 
+// deafToEmpty are types whose receive functions refuse what their send functions write of an empty value.
+var deafToEmpty = []string{"tsquery", "int2vector", "oidvector"}
+
 // binary reports whether a type's binary form exists and means the same on another server. The reg* types are sent as
 // OIDs of the sending server; a type without send or receive function has no binary form, nor has what contains it.
 func (g typeGraph) binary(oid uint32) bool {
@@ -182,7 +190,7 @@ func (g typeGraph) binary(oid uint32) bool {
 		}
 		seen[o] = true
 		t := g[o]
-		if t == nil || !t.io || (t.system && strings.HasPrefix(t.name, "reg")) {
+		if t == nil || !t.io || (t.system && (strings.HasPrefix(t.name, "reg") || slices.Contains(deafToEmpty, t.name))) {
 			return false
 		}
 		for _, in := range t.inside {

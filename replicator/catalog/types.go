@@ -78,11 +78,12 @@ type Column struct {
 	Name         string `json:"name"`
 	Num          int16  `json:"num"`
 	TypeOID      uint32 `json:"type_oid"`
-	Type         string `json:"type"`     // format_type(atttypid, -1), schema-qualified where needed: for casts
-	TypeMod      string `json:"type_mod"` // format_type(atttypid, atttypmod): as declared
-	Mod          int32  `json:"mod"`      // atttypmod; -1: none
-	BaseOID      uint32 `json:"base_oid"` // of a domain: the type below it, else TypeOID
-	Category     string `json:"category"` // pg_type.typcategory of the base type
+	Type         string `json:"type"`                // format_type(atttypid, -1), schema-qualified where needed: for casts
+	TypeMod      string `json:"type_mod"`            // format_type(atttypid, atttypmod): as declared
+	Mod          int32  `json:"mod"`                 // atttypmod; -1: none
+	BaseOID      uint32 `json:"base_oid"`            // of a domain: the type below it, else TypeOID
+	BaseType     string `json:"base_type,omitempty"` // of a domain: the type below it, as Type is written
+	Category     string `json:"category"`            // pg_type.typcategory of the base type
 	NotNull      bool   `json:"not_null"`
 	Generated    bool   `json:"generated,omitempty"`     // stored generated: never copied
 	IdentityKind string `json:"identity_kind,omitempty"` // "a" always, "d" by default
@@ -90,12 +91,18 @@ type Column struct {
 	Binary       bool   `json:"binary"`                  // has send and receive, and its binary form means the same on another server (no reg* types)
 }
 
-// Equals is the operator that compares the column with a value of its type, whatever the search path.
-func (c Column) Equals() string {
-	if c.EqualOp != "" {
-		return c.EqualOp
+// Equal is the condition that a column, as SQL names it, equals a value, whatever the search path. A domain is compared as
+// the type below it, since a domain over an enumeration has no operators of its own; the value's type is named, since a
+// parameter beside a composite would be taken for an anonymous record.
+func (c Column) Equal(column, value string) string {
+	op := c.EqualOp
+	if op == "" {
+		op = "="
 	}
-	return "="
+	if c.BaseType == "" {
+		return column + " " + op + " " + value + "::" + c.Type
+	}
+	return column + "::" + c.BaseType + " " + op + " " + value + "::" + c.BaseType
 }
 
 // Identity is a table's replica identity.
