@@ -187,7 +187,8 @@ func (r *changeRun) setStatement() statement {
 				set = append(set, i)
 			}
 		}
-		cols := append(append([]int{}, rel.keys...), set...)
+		numbered := rel.numbered() // another number: not hit, and so applied in order
+		cols := slices.Concat(rel.keys, set, numbered)
 		st.args = r.arrays(cols, func(c *change) pgoutput.Tuple { return c.row })
 		st.shape = rel.shape('u', r.mask)
 		st.sql = func() string {
@@ -198,7 +199,7 @@ func (r *changeRun) setStatement() statement {
 				}
 				b.WriteString(tenant.QuoteIdent(rel.columns[i].Name) + " = v.c" + strconv.Itoa(len(rel.keys)+n))
 			}
-			return "UPDATE " + rel.target() + " AS t SET " + b.String() + " FROM " + rel.unnest(cols) + " WHERE " + rel.joinKeys()
+			return "UPDATE " + rel.target() + " AS t SET " + b.String() + " FROM " + rel.unnest(cols) + " WHERE " + rel.joinKeys() + rel.joinNumbers(numbered, len(cols))
 		}
 	default:
 		st.args = r.arrays(rel.keys, func(c *change) pgoutput.Tuple { return c.old })

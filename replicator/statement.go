@@ -70,6 +70,9 @@ func insertStatement(c *change) (statement, error) {
 // GENERATED ALWAYS identities, which no UPDATE may set (manual, UPDATE).
 func updateStatement(c *change) (statement, error) {
 	r := c.rel
+	if numbered := r.numbered(); len(numbered) > 0 {
+		return renumberStatement(c, numbered)
+	}
 	mask := c.mask()
 	var set []int
 	for i := range mask {
@@ -166,8 +169,8 @@ func (r *relation) match(c *change, offset int) (where func() string, args [][]b
 	var indexed []int // key columns that help to find the row, though they do not say for sure which it is
 	if r.full {
 		cols = r.columnIndexes(r.table.PrimaryKey)
-		if len(cols) == 0 || r.table.DeferrableKey {
-			// A deferrable key may be doubled within a transaction.
+		if len(cols) == 0 || len(cols) < len(r.table.PrimaryKey) || r.table.DeferrableKey {
+			// A deferrable key may be doubled within a transaction; a generated column of a key is not in the stream.
 			exact, indexed = false, cols
 			cols = make([]int, len(r.columns))
 			for i := range cols {

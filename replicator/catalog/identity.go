@@ -49,10 +49,24 @@ type planner struct {
 	findings []tenant.Finding
 }
 
+// maxKey is how many columns an index may have (INDEX_MAX_KEYS of pg_config_manual.h).
+const maxKey = 32
+
+// generatedAmong names the first generated column among some; "" if there is none.
+func (t *Table) generatedAmong(names []string) string {
+	for _, n := range names {
+		if c := t.Column(n); c != nil && c.Generated {
+			return n
+		}
+	}
+	return ""
+}
+
 // IdentityFits reports whether a table's identity, as it is, serves a replication to that many shards, or why not.
 func IdentityFits(t *Table, shards int) (ok bool, why string) {
 	if len(t.Columns) == 0 {
-		return true, ""
+		// Rows without columns are all alike; FULL alone lets the source delete them once they are published.
+		return t.Identity.Kind == "f", t.Name.String() + " has no columns and no replica identity"
 	}
 	routed := shards > 1 && t.Sharded() && !t.RealmFixed
 	members := []Leaf{{Name: t.Name, Identity: t.Identity}}
@@ -63,6 +77,8 @@ func IdentityFits(t *Table, shards int) (ok bool, why string) {
 		switch {
 		case m.Identity.None():
 			return false, m.Name.String() + " has no replica identity"
+		case m.Identity.Kind != "f" && t.generatedAmong(m.Identity.Columns) != "":
+			return false, fmt.Sprintf("the replica identity of %s contains the generated column %s, which is not streamed", m.Name, t.generatedAmong(m.Identity.Columns))
 		case routed && !m.Identity.Has(t.RealmKey):
 			return false, fmt.Sprintf("the replica identity of %s does not contain the realm key %s", m.Name, t.RealmKey)
 		case !m.Identity.Covers(t.Identity):
@@ -96,6 +112,10 @@ func (p *planner) table(t *Table, shards int) {
 	switch {
 	case key == nil:
 		p.full(t, "it has no key")
+	case t.generatedAmong(key) != "":
+		p.full(t, "its key contains the generated column "+t.generatedAmong(key))
+	case routed && !slices.Contains(key, t.RealmKey) && len(key) == maxKey:
+		p.full(t, "its key has as many columns as an index may have")
 	case t.PrimaryKey != nil && (!routed || slices.Contains(key, t.RealmKey)):
 		// The key serves as it is; only the identity points elsewhere.
 		p.useKey(t)

@@ -136,6 +136,8 @@ func (c *checker) identity(t *catalog.Table) {
 	case c.in.Shards > 1 && t.Sharded() && !t.Identity.Has(t.RealmKey):
 		c.fixable("realm-not-in-identity", name, "a unique index on ("+t.RealmKey+", primary key), and REPLICA IDENTITY USING INDEX; if no row ever changes its "+t.RealmKey+": --realms-never-change "+shellQuote(name),
 			"%s: a DELETE, or an UPDATE that moves a row to another realm, could not be sent to its shard", why)
+	case t.Identity.Kind != "f" && slices.ContainsFunc(t.Columns, func(col catalog.Column) bool { return col.Generated && t.Identity.Has(col.Name) }):
+		c.fixable("identity-generated", name, "ALTER TABLE "+t.Name.Quoted()+" REPLICA IDENTITY FULL", "%s: rows that are changed or deleted could not be found", why)
 	default:
 		c.fixable("partition-identity-differs", name, "give every partition the same REPLICA IDENTITY", "%s: old rows would arrive incomplete", why)
 	}
