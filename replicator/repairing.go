@@ -50,7 +50,7 @@ func amongKeys(columns []catalog.Column, keys [][]string) (string, []any) {
 	for i, c := range columns {
 		n := strconv.Itoa(i + 1)
 		params[i], names[i] = "$"+n+"::text[]", "c"+n
-		conditions[i] = "t." + tenant.QuoteIdent(c.Name) + " " + c.Equals() + " u.c" + n + "::" + c.Type
+		conditions[i] = c.Equal("t."+tenant.QuoteIdent(c.Name), "u.c"+n)
 		values := make([]string, len(keys))
 		for k := range keys {
 			values[k] = keys[k][i]
