@@ -15,6 +15,10 @@ TEST_PARALLEL ?= 3
 # One package's tests; all of them together stay below it on two cores.
 TEST_TIMEOUT ?= 11m
 FUZZ_TIME ?= 10s
+# make torture: this many seeds, each so long; REHOME_TORTURE_SEED=N begins with that one instead of any.
+SEEDS ?= 5
+REHOME_TORTURE_SECONDS ?= 360
+REHOME_SOAK_SECONDS ?= 1260
 BENCH_COUNT ?= 6
 BENCH_OUT ?= bin/bench.txt
 
@@ -68,6 +72,14 @@ pgbench: setup ## Move pgbench's database (scale 20) to 3 shards while 8 clients
 .PHONY: memory
 memory: setup ## Copy 5 GB and apply one transaction of 1M rows; the server's memory stays below 300 MB
 	REHOME_MEMORY_MB=5000 REHOME_MEMORY_ROWS=1000000 go test -count=1 -v -timeout 40m -run '^TestMemory$$' ./internal/e2e
+
+.PHONY: torture
+torture: setup ## Break everything at random under a checked workload: SEEDS=5 runs of REHOME_TORTURE_SECONDS=360
+	REHOME_TORTURE_SEEDS=$(SEEDS) REHOME_TORTURE_SECONDS=$(REHOME_TORTURE_SECONDS) go test -count=1 -v -timeout 5h -run '^TestTorture$$' ./internal/e2e
+
+.PHONY: soak
+soak: setup ## Steady writes for REHOME_SOAK_SECONDS=1260: slot, memory, files and rows kept must stay flat
+	REHOME_SOAK_SECONDS=$(REHOME_SOAK_SECONDS) go test -count=1 -v -timeout 30h -run '^TestSoak$$' ./internal/e2e
 
 .PHONY: bench
 bench: setup ## Run the micro-benchmarks; keeps the former result and compares with it

@@ -85,28 +85,36 @@ func (o *outsideNATS) url() string {
 
 func (o *outsideNATS) start() {
 	o.t.Helper()
+	if err := o.launch(); err != nil {
+		o.t.Fatal(err)
+	}
+}
+
+// launch is start for goroutines that may not end the test.
+func (o *outsideNATS) launch() error {
 	exe, err := os.Executable()
 	if err != nil {
-		o.t.Fatal(err)
+		return err
 	}
 	cmd := exec.Command(exe)
 	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%d %s", natsChild, o.port, o.dir))
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if o.in, err = cmd.StdinPipe(); err != nil { // open as long as it shall live
-		o.t.Fatal(err)
+		return err
 	}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
-		o.t.Fatal(err)
+		return err
 	}
 	if err := cmd.Start(); err != nil {
-		o.t.Fatal(err)
+		return err
 	}
 	o.cmd = cmd
 	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil {
-		o.t.Fatalf("nats-server did not start: %q, %v", line, err)
+		return fmt.Errorf("nats-server did not start: %q: %w", line, err)
 	}
+	return nil
 }
 
 // stop ends it in order; its store stays.

@@ -68,6 +68,7 @@ type installation struct {
 	t       *testing.T
 	control tenant.DSN
 	url     string
+	public  string // the installation's address, where another server than this one answers to it
 	port    int
 	dir     string // working directory: rehome.json, rehome.key
 	mail    string
@@ -121,16 +122,30 @@ func (i *installation) env() []string {
 		"REHOME_LISTEN=127.0.0.1:"+strconv.Itoa(i.port), "REHOME_EMAIL_URL=file://"+i.mail, "NO_COLOR=1"), i.extra...)
 }
 
+// command is the server's process, not started yet.
+func (i *installation) command() *exec.Cmd {
+	cmd := exec.Command(binary, "server")
+	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = i.dir, i.env(), i.log, i.log
+	if i.public != "" {
+		cmd.Env = append(cmd.Env, "REHOME_URL="+i.public)
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	return cmd
+}
+
 // start starts the server and waits until it is ready.
 func (i *installation) start() {
 	i.t.Helper()
-	cmd := exec.Command(binary, "server")
-	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = i.dir, i.env(), i.log, i.log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd := i.command()
 	if err := cmd.Start(); err != nil {
 		i.t.Fatal(err)
 	}
 	i.proc = cmd
+	i.ready()
+}
+
+func (i *installation) ready() {
+	i.t.Helper()
 	eventually(i.t, "the server is ready", func() bool {
 		req, err := http.NewRequestWithContext(i.t.Context(), http.MethodGet, i.url+"/readyz", nil)
 		if err != nil {
