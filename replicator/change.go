@@ -34,6 +34,8 @@ type relation struct {
 	bpchar  bool             // the realm key is blank-padded
 	special specialRelation
 	skip    tenant.LSN // watermark: commits before it are in the table's copy
+	marks   *marks     // not nil: its chunks have watermarks of their own, skip is the least
+	chunk   int        // with marks: the column that names a row's chunk
 }
 
 type specialRelation byte
@@ -63,6 +65,7 @@ type truncation struct {
 	restartIdentity bool
 	// apart: a table of the same command was copied later, so that its rows are those of after the command.
 	apart bool
+	where string // with apart: which rows; "": all
 }
 
 // group is what a lane applies as one target transaction, or a piece of one.

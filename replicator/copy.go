@@ -12,135 +12,38 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/rehomedb/rehome/replicator/catalog"
 	"github.com/rehomedb/rehome/replicator/snapshot"
 	"github.com/rehomedb/rehome/tenant"
 )
 
-// copied is what a shard says of a relation that was copied to it.
-type copied struct {
-	watermark tenant.LSN
-	rows      int64
-	bytes     int64
-}
-
-// readCopied asks every shard what is copied; a relation counts when all of them agree on its watermark. A table counts
-// when all its leaves do with one watermark, since the stream names only the root of a partition tree.
-func (e *Engine) readCopied(ctx context.Context) (map[uint32]copied, error) {
-	perShard := make([]map[string]copied, len(e.cfg.Shards))
-	for i, sh := range e.cfg.Shards {
-		conn, err := connect(ctx, sh.DSN, "rehome-setup-"+e.cfg.Replication, nil)
-		if err != nil {
-			return nil, fmt.Errorf("shard %s: %w", sh.Name, err)
-		}
-		perShard[i] = map[string]copied{}
-		rows, err := conn.Query(ctx, `SELECT relation, watermark::text, rows, bytes FROM rehome.copied WHERE replication = $1`, e.cfg.Replication)
-		if err == nil {
-			var rel string
-			var c copied
-			_, err = pgx.ForEachRow(rows, []any{&rel, &c.watermark, &c.rows, &c.bytes}, func() error {
-				perShard[i][rel] = c
-				return nil
-			})
-		}
-		closeSoon(conn)
-		if err != nil {
-			return nil, fmt.Errorf("shard %s: read what is copied: %w", sh.Name, err)
-		}
+// copyTables copies what is not copied yet, under one snapshot, the largest units first.
+func (e *Engine) copyTables(ctx context.Context, snap *view, notes copyNotes) error {
+	if err := e.settleAgain(ctx, notes); err != nil {
+		return err
 	}
-	out := map[uint32]copied{}
-	for ti := range e.cat.Tables {
-		t := &e.cat.Tables[ti]
-		if sum, ok := agreed(t, perShard); ok {
-			out[t.OID] = sum
-		}
-	}
-	return out, nil
-}
-
-// noteCopied takes note of what is copied, for the watermarks and for showing.
-func (e *Engine) noteCopied(ctx context.Context) error {
-	done, err := e.readCopied(ctx)
+	jobs, err := e.planCopy(ctx, snap, notes)
 	if err != nil {
 		return err
 	}
-	e.mu.Lock()
-	e.copied = done
-	e.mu.Unlock()
-	for i := range e.cat.Tables {
-		t := &e.cat.Tables[i]
-		if c, ok := done[t.OID]; ok {
-			e.stats.table(t).finish(c.rows, c.bytes)
-		}
-	}
-	return nil
-}
-
-func agreed(t *catalog.Table, perShard []map[string]copied) (sum copied, ok bool) {
-	first := true
-	for _, leaf := range t.Leaves {
-		for i, shard := range perShard {
-			c, there := shard[leaf.Name.String()]
-			if !there || (!first && c.watermark != sum.watermark) {
-				return copied{}, false
-			}
-			first = false
-			sum.watermark = c.watermark
-			if t.Sharded() || i == 0 {
-				sum.rows += c.rows
-				sum.bytes += c.bytes
-			}
-		}
-	}
-	return sum, true
-}
-
-// watermark is the position of the snapshot that a table was copied under.
-func (e *Engine) watermark(t *catalog.Table) tenant.LSN {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.copied[t.OID].watermark
-}
-
-// leafJob is one relation to copy.
-type leafJob struct {
-	table *catalog.Table
-	leaf  catalog.Leaf
-	stat  *tableStat
-}
-
-// copyTables copies what is not copied yet, under one snapshot, largest relation first.
-func (e *Engine) copyTables(ctx context.Context, snap *view) error {
-	var jobs []leafJob
-	for i := range e.cat.Tables {
-		t := &e.cat.Tables[i]
-		e.mu.Lock()
-		_, done := e.copied[t.OID]
-		e.mu.Unlock()
-		if done {
-			continue
-		}
-		e.stats.table(t).restart(len(t.Leaves))
-		for _, l := range t.Leaves {
-			jobs = append(jobs, leafJob{table: t, leaf: l, stat: e.stats.table(t)})
-		}
-	}
-	slices.SortStableFunc(jobs, func(a, b leafJob) int { return cmp.Compare(b.leaf.Bytes, a.leaf.Bytes) })
 	var mu sync.Mutex
-	next := func() (leafJob, bool) {
+	next := func() (unit, bool) {
 		mu.Lock()
 		defer mu.Unlock()
 		if len(jobs) == 0 {
-			return leafJob{}, false
+			return unit{}, false
 		}
 		j := jobs[0]
 		jobs = jobs[1:]
 		return j, true
 	}
+	book := newLedger(e)
 	g, ctx := errgroup.WithContext(ctx)
+	var workers sync.WaitGroup
 	for range min(e.cfg.Options.CopyJobs, len(jobs)) {
+		workers.Add(1)
 		g.Go(func() error {
-			w := copyWorker{e: e, snap: snap}
+			defer workers.Done()
+			w := copyWorker{e: e, snap: snap, book: book}
 			defer w.close()
 			for {
 				j, ok := next()
@@ -153,13 +56,41 @@ func (e *Engine) copyTables(ctx context.Context, snap *view) error {
 			}
 		})
 	}
+	done := make(chan struct{})
+	g.Go(func() error {
+		workers.Wait()
+		close(done)
+		return nil
+	})
+	g.Go(func() error { return book.run(ctx, done) })
 	return g.Wait()
 }
 
-// copyWorker copies one relation after another on sessions of its own.
+// planCopy lists the units of all tables that are not copied yet.
+func (e *Engine) planCopy(ctx context.Context, snap *view, notes copyNotes) ([]unit, error) {
+	p := &planner{e: e, snap: snap, notes: notes}
+	defer p.close()
+	var jobs []unit
+	for i := range e.cat.Tables {
+		t := &e.cat.Tables[i]
+		if _, done := e.copyOf(t); done {
+			continue
+		}
+		units, err := p.units(ctx, t)
+		if err != nil {
+			return nil, err
+		}
+		jobs = append(jobs, units...)
+	}
+	slices.SortStableFunc(jobs, func(a, b unit) int { return cmp.Compare(b.size, a.size) })
+	return jobs, nil
+}
+
+// copyWorker copies one unit after another on sessions of its own.
 type copyWorker struct {
 	e      *Engine
 	snap   *view
+	book   *ledger
 	source *pgx.Conn
 	shards []*pgx.Conn
 }
@@ -189,9 +120,10 @@ func (w *copyWorker) open(ctx context.Context) (err error) {
 	return nil
 }
 
-// copy brings one relation to all shards: at each shard the truncation, the rows and the note that it is done commit
-// together. A shard that committed while another failed is truncated again later, since only agreement counts.
-func (w *copyWorker) copy(ctx context.Context, j leafJob) (err error) {
+// copy brings one unit to all shards: at each shard the rows, the removal of what an earlier try left there, and the note
+// that it is done commit together. A shard that committed while another failed is emptied of it later, since only
+// agreement counts.
+func (w *copyWorker) copy(ctx context.Context, j unit) (err error) {
 	defer func() {
 		if err != nil {
 			w.close()
@@ -202,17 +134,17 @@ func (w *copyWorker) copy(ctx context.Context, j leafJob) (err error) {
 	}
 	targets := make([]*pgconn.PgConn, len(w.shards))
 	for i, c := range w.shards {
-		if err := w.begin(ctx, c, j.leaf); err != nil {
-			return fmt.Errorf("copy table %s: shard %s: %w", j.leaf.Name, w.e.cfg.Shards[i].Name, err)
+		if err := w.begin(ctx, c, j, i); err != nil {
+			return fmt.Errorf("copy %s: shard %s: %w", j, w.e.cfg.Shards[i].Name, err)
 		}
 		targets[i] = c.PgConn()
 	}
 	j.stat.begin()
-	var counters snapshot.Counters
-	undo := j.stat.count(&counters)
+	counters := w.book.begin(j)
+	undo := j.stat.count(counters)
 	res, err := snapshot.CopyLeaf(ctx, snapshot.Spec{
-		Table: j.table.Name, Leaf: j.leaf, Columns: j.table.Copied(), RealmKey: j.table.RealmKey,
-		Source: w.source.PgConn(), Targets: targets, Route: w.e.router.lane, Freeze: true, Counters: &counters,
+		Table: j.table.Name, Leaf: j.leaf, Part: j.part(), Columns: j.table.Copied(), RealmKey: j.table.RealmKey,
+		Source: w.source.PgConn(), Targets: targets, Route: w.e.router.lane, Freeze: j.chunk == nil, Counters: counters,
 	})
 	if err != nil {
 		undo()
@@ -223,51 +155,90 @@ func (w *copyWorker) copy(ctx context.Context, j leafJob) (err error) {
 		if j.table.Sharded() && i > 0 {
 			bytes = 0 // the stream was one; its bytes are counted once
 		}
-		if err := w.commit(ctx, c, j.leaf, res.PerTarget[i], bytes); err != nil {
+		if err := w.commit(ctx, c, j, res.PerTarget[i], bytes); err != nil {
 			undo()
-			return fmt.Errorf("copy table %s: shard %s: %w", j.leaf.Name, w.e.cfg.Shards[i].Name, err)
+			return fmt.Errorf("copy %s: shard %s: %w", j, w.e.cfg.Shards[i].Name, err)
 		}
 	}
-	j.stat.finishLeaf(&counters, res.Rows, res.Bytes)
-	return w.e.cfg.Journal.CopiedTable(ctx, j.leaf.Name.String(), w.snap.lsn, res.Rows, res.Bytes)
+	j.stat.finishUnit(counters, res.Rows, res.Bytes)
+	if err := w.book.finish(ctx, j, w.shards[0]); err != nil {
+		return err
+	}
+	return w.e.cfg.Journal.CopiedTable(ctx, j.relation(), j.number(), w.snap.lsn, res.Rows, res.Bytes)
 }
 
-func copyError(j leafJob, err error) error {
+func copyError(j unit, err error) error {
 	switch {
 	case errors.Is(err, snapshot.ErrRewritten):
 		// The next snapshot sees the rewritten table whole.
-		return tenant.Errorf(tenant.KindUnavailable, "table-rewritten", "", "table %s was rewritten while it was being copied; it is copied again", j.leaf.Name)
+		return tenant.Errorf(tenant.KindUnavailable, "table-rewritten", "", "table %s was rewritten while it was being copied; it is copied again", j.relation())
 	case errors.Is(err, snapshot.ErrNullRealm):
 		return stop("row-without-realm", "give every row a realm at the source, or declare the table with --reference; then start again", "%v", err)
 	}
 	return err
 }
 
-func (w *copyWorker) begin(ctx context.Context, c *pgx.Conn, leaf catalog.Leaf) error {
+func (w *copyWorker) begin(ctx context.Context, c *pgx.Conn, j unit, shard int) error {
 	if _, err := c.Exec(ctx, "BEGIN"); err != nil {
 		return err
 	}
-	var owned int
-	err := c.QueryRow(ctx, `SELECT 1 FROM rehome.applier WHERE replication = $1 AND epoch = $2 FOR SHARE`, w.e.cfg.Replication, w.e.cfg.Epoch).Scan(&owned)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return ErrFenced
-	}
-	if err != nil {
+	if err := w.e.ownShared(ctx, c); err != nil {
 		return err
 	}
-	_, err = c.Exec(ctx, "TRUNCATE ONLY "+leaf.Name.Quoted())
+	var err error
+	switch {
+	case j.chunk == nil:
+		_, err = c.Exec(ctx, "TRUNCATE ONLY "+j.leaf.Name.Quoted())
+	case j.redo != nil && j.redo[shard]:
+		target := "ONLY "
+		if j.table.Partitioned {
+			target = "" // a chunk of keys lies in all the leaves
+		}
+		_, err = c.Exec(ctx, "DELETE FROM "+target+j.leaf.Name.Quoted()+" WHERE "+j.chunk.where())
+	}
 	return err
 }
 
-func (w *copyWorker) commit(ctx context.Context, c *pgx.Conn, leaf catalog.Leaf, rows, bytes int64) error {
-	_, err := c.Exec(ctx, `INSERT INTO rehome.copied (replication, relation, watermark, rows, bytes) VALUES ($1, $2, $3::pg_lsn, $4, $5)
-		ON CONFLICT (replication, relation) DO UPDATE SET watermark = excluded.watermark, rows = excluded.rows, bytes = excluded.bytes`,
-		w.e.cfg.Replication, leaf.Name.String(), w.snap.lsn.String(), rows, bytes)
+func (w *copyWorker) commit(ctx context.Context, c *pgx.Conn, j unit, rows, bytes int64) error {
+	if j.chunk != nil {
+		tag, err := c.Exec(ctx, `UPDATE rehome.chunks SET watermark = $4::pg_lsn, rows = $5, bytes = $6 WHERE replication = $1 AND relation = $2 AND chunk = $3`,
+			w.e.cfg.Replication, j.relation(), j.chunk.number, w.snap.lsn.String(), rows, bytes)
+		if err != nil {
+			return err
+		}
+		if tag.RowsAffected() != 1 {
+			return fmt.Errorf("%w: the plan of %s is gone", ErrFenced, j) // only who owns the shard changes it
+		}
+	} else {
+		_, err := c.Exec(ctx, `INSERT INTO rehome.copied (replication, relation, watermark, rows, bytes) VALUES ($1, $2, $3::pg_lsn, $4, $5)
+			ON CONFLICT (replication, relation) DO UPDATE SET watermark = excluded.watermark, rows = excluded.rows, bytes = excluded.bytes`,
+			w.e.cfg.Replication, j.relation(), w.snap.lsn.String(), rows, bytes)
+		if err != nil {
+			return err
+		}
+	}
+	_, err := c.Exec(ctx, "COMMIT")
+	return err
+}
+
+// freeze does for tables that came in chunks what COPY FREEZE did for the others: vacuum would otherwise write all their
+// rows again later, when the shard is in use.
+func (e *Engine) freeze(ctx context.Context, sh Shard, relations []tenant.TableName) error {
+	if len(relations) == 0 {
+		return nil
+	}
+	c, err := e.shardSession(ctx, sh, "setup")
 	if err != nil {
 		return err
 	}
-	_, err = c.Exec(ctx, "COMMIT")
-	return err
+	defer closeSoon(c)
+	for _, r := range relations {
+		e.stats.setStep(fmt.Sprintf("freezing the rows of %s on %s", r, sh.Name))
+		if _, err := c.Exec(ctx, "VACUUM (FREEZE) "+r.Quoted()); err != nil {
+			return fmt.Errorf("vacuum %s: %w", r, err)
+		}
+	}
+	return nil
 }
 
 // refreshLeaves reads the leaves' storage again: what was rewritten since the catalogue was read is copied as it is now. A
@@ -280,10 +251,7 @@ func (e *Engine) refreshLeaves(ctx context.Context, snap *view) error {
 	}
 	for i := range e.cat.Tables {
 		t := &e.cat.Tables[i]
-		e.mu.Lock()
-		_, done := e.copied[t.OID]
-		e.mu.Unlock()
-		if done {
+		if _, done := e.copyOf(t); done {
 			continue
 		}
 		fresh := now.Table(t.OID)

@@ -31,8 +31,8 @@ type Journal interface {
 	SaveOrigin(ctx context.Context, o Origin) error
 	// ChangeSource records a change of the source before it is made.
 	ChangeSource(ctx context.Context, c tenant.SourceChange) error
-	// CopiedTable records a relation that every shard has.
-	CopiedTable(ctx context.Context, relation string, watermark tenant.LSN, rows, bytes int64) error
+	// CopiedTable records a relation, or a chunk of it (from 1; 0: it was copied as a whole), that every shard has.
+	CopiedTable(ctx context.Context, relation string, chunk int, watermark tenant.LSN, rows, bytes int64) error
 	// Note publishes an event: "step", "alarm", "retry"…
 	Note(ctx context.Context, event string, data any)
 }
@@ -95,6 +95,7 @@ type Engine struct {
 	state   tenant.State
 	origin  *Origin
 	copied  map[uint32]copied
+	later   tenant.LSN // what waits for this position at every shard (buildLater); 0: nothing
 	stream  *stream
 	closed  bool // the source must not write any more
 	markers map[string]*marker

@@ -157,18 +157,26 @@ func (e *Engine) copyAll(ctx context.Context) error {
 
 // copyUnder copies under a snapshot, lets it go, and builds what belongs behind the copy.
 func (e *Engine) copyUnder(ctx context.Context, snap *view, archive *schema.Archive) error {
-	if err := e.noteCopied(ctx); err != nil {
+	notes, err := e.takeNotes(ctx)
+	if err != nil {
 		return err
 	}
 	e.announce(ctx, "copying")
-	if err := e.copyTables(ctx, snap); err != nil {
+	if err := e.copyTables(ctx, snap, notes); err != nil {
 		return err
 	}
 	snap.close() // before the indexes: an open snapshot holds back vacuum at the source
+	if notes, err = e.takeNotes(ctx); err != nil {
+		return err
+	}
+	hold, chunked := e.held(), notes.chunked(e.cat)
 	e.announce(ctx, "building indexes and constraints")
-	err := e.parallel(ctx, func(ctx context.Context, sh Shard) error {
+	err = e.parallel(ctx, func(ctx context.Context, sh Shard) error {
+		if err := e.freeze(ctx, sh, chunked); err != nil {
+			return err
+		}
 		const jobs = 2 // per shard; shards are servers of their own
-		err := archive.RestorePost(ctx, sh.DSN, e.cfg.Replication, jobs, func(n, total int, item string) {
+		err := archive.RestorePost(ctx, sh.DSN, e.cfg.Replication, jobs, hold, func(n, total int, item string) {
 			e.stats.setStep(fmt.Sprintf("building indexes and constraints on %s: %d of %d (%s)", sh.Name, n, total, item))
 		})
 		if err != nil {

@@ -50,7 +50,6 @@ func (e *Engine) relate(ctx context.Context, m pgoutput.Relation, former *relati
 		columns = table.Copied()
 	}
 	rel.table = table
-	rel.skip = e.watermark(table)
 	for i, mc := range m.Columns {
 		j := slices.IndexFunc(columns, func(c catalog.Column) bool { return c.Name == mc.Name })
 		rel.columns = append(rel.columns, columns[j])
@@ -63,6 +62,10 @@ func (e *Engine) relate(ctx context.Context, m pgoutput.Relation, former *relati
 		}
 	}
 	rel.blind = len(e.cfg.Shards) > 1 && rel.realm >= 0 && table.RealmFixed && !rel.full && !rel.isKey(rel.realm)
+	c, _ := e.copyOf(table)
+	if err := rel.marked(c); err != nil {
+		return nil, err
+	}
 	if former != nil && former.sameAs(rel) {
 		// The source describes a table again whenever its statistics change: what is prepared for it stays good.
 		rel.version = former.version

@@ -91,8 +91,11 @@ func (m *memory) ChangeSource(_ context.Context, c tenant.SourceChange) error {
 	return nil
 }
 
-func (m *memory) CopiedTable(ctx context.Context, relation string, _ tenant.LSN, _, _ int64) error {
+func (m *memory) CopiedTable(ctx context.Context, relation string, chunk int, _ tenant.LSN, _, _ int64) error {
 	m.mu.Lock()
+	if chunk > 0 {
+		relation = fmt.Sprintf("%s %d", relation, chunk)
+	}
 	m.copies = append(m.copies, relation)
 	first := m.first
 	m.first = nil

@@ -47,6 +47,32 @@ CREATE TABLE IF NOT EXISTS rehome.carry (
 	value       text   NOT NULL,
 	PRIMARY KEY (replication, lsn, ordinal, name)
 );
+CREATE TABLE IF NOT EXISTS rehome.chunks (
+	replication text    NOT NULL,
+	relation    text    NOT NULL,
+	chunk       integer NOT NULL,           -- from 1, in the order of their ranges
+	kind        "char"  NOT NULL,           -- k: of key values, c: of pages under one snapshot
+	key         text    NOT NULL DEFAULT '', -- of kind k: the column
+	lo          text,                       -- NULL: from the beginning
+	hi          text,                       -- exclusive; NULL: to the end
+	watermark   pg_lsn,                     -- NULL: not copied yet
+	rows        bigint  NOT NULL DEFAULT 0,
+	bytes       bigint  NOT NULL DEFAULT 0,
+	PRIMARY KEY (replication, relation, chunk)
+);
+CREATE TABLE IF NOT EXISTS rehome.unfinished (
+	replication text    NOT NULL,
+	relation    text    NOT NULL,
+	chunk       integer NOT NULL,
+	rows        bigint  NOT NULL,
+	bytes       bigint  NOT NULL,
+	PRIMARY KEY (replication, relation, chunk)
+);
+CREATE TABLE IF NOT EXISTS rehome.copied_again (
+	replication text   PRIMARY KEY,
+	rows        bigint NOT NULL,
+	bytes       bigint NOT NULL
+);
 CREATE OR REPLACE FUNCTION rehome.advance(r text, e bigint, last bigint, last_lsn pg_lsn, new_lsn pg_lsn) RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog AS $$
 BEGIN
@@ -90,7 +116,7 @@ func UninstallShard(ctx context.Context, conn *pgx.Conn, replication string) err
 		if err != nil || !others {
 			return err
 		}
-		for _, table := range []string{"progress", "copied", "carry", "applier"} {
+		for _, table := range []string{"progress", "copied", "chunks", "unfinished", "copied_again", "carry", "applier"} {
 			if _, err := tx.Exec(ctx, `DELETE FROM rehome.`+table+` WHERE replication = $1`, replication); err != nil {
 				return err
 			}
@@ -98,7 +124,7 @@ func UninstallShard(ctx context.Context, conn *pgx.Conn, replication string) err
 		if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM rehome.applier)`).Scan(&others); err != nil || others {
 			return err
 		}
-		_, err = tx.Exec(ctx, `DROP FUNCTION IF EXISTS rehome.advance; DROP TABLE IF EXISTS rehome.progress, rehome.copied, rehome.carry, rehome.applier, rehome.ddl_done`)
+		_, err = tx.Exec(ctx, `DROP FUNCTION IF EXISTS rehome.advance; DROP TABLE IF EXISTS rehome.progress, rehome.copied, rehome.chunks, rehome.unfinished, rehome.copied_again, rehome.carry, rehome.applier, rehome.ddl_done, rehome.ddl_later`)
 		return err
 	})
 	if err != nil {
@@ -168,8 +194,10 @@ func seedProgress(ctx context.Context, conn *pgx.Conn, replication string, epoch
 		if _, err := tx.Exec(ctx, `DELETE FROM rehome.progress WHERE replication = $1`, replication); err != nil {
 			return err
 		}
-		if _, err := tx.Exec(ctx, `DELETE FROM rehome.copied WHERE replication = $1`, replication); err != nil {
-			return err
+		for _, table := range []string{"copied", "chunks", "unfinished", "copied_again"} {
+			if _, err := tx.Exec(ctx, `DELETE FROM rehome.`+table+` WHERE replication = $1`, replication); err != nil {
+				return err
+			}
 		}
 		if _, err := tx.Exec(ctx, `DELETE FROM rehome.carry WHERE replication = $1`, replication); err != nil {
 			return err

@@ -127,6 +127,9 @@ func truncateStatement(c *change) statement {
 	if c.truncate.apart {
 		// TRUNCATE would be refused while a table that refers to this one keeps its rows; a replica's DELETE is not.
 		sql := "DELETE FROM " + c.rel.target()
+		if c.truncate.where != "" {
+			sql += " WHERE " + c.truncate.where
+		}
 		return statement{shape: "T" + sql, sql: func() string { return sql }}
 	}
 	names := make([]string, 0, len(c.truncate.rels))

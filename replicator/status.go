@@ -23,6 +23,7 @@ type stats struct {
 	head    tenant.LSN // the source's write position, when it was last asked
 	alarm   string
 	samples []sample
+	twice   sample // rows and bytes that were copied again
 }
 
 type sample struct {
@@ -39,7 +40,9 @@ type tableStat struct {
 	bytesTotal int64
 	rows       int64 // of finished leaves
 	bytes      int64
-	leavesLeft int
+	units      int // transactions that bring it: leaves or chunks
+	unitsLeft  int
+	chunked    bool // the units are parts of about one size
 	live       map[*snapshot.Counters]bool
 }
 
@@ -49,7 +52,7 @@ func (s *stats) reset(cat *catalog.Catalogue) {
 	s.tables, s.byOID = nil, map[uint32]*tableStat{}
 	for i := range cat.Tables {
 		t := &cat.Tables[i]
-		ts := &tableStat{name: t.Name.String(), state: "waiting", rowsTotal: max(t.Rows, 0), bytesTotal: t.Bytes, leavesLeft: len(t.Leaves), live: map[*snapshot.Counters]bool{}}
+		ts := &tableStat{name: t.Name.String(), state: "waiting", rowsTotal: max(t.Rows, 0), bytesTotal: t.Bytes, units: len(t.Leaves), unitsLeft: len(t.Leaves), live: map[*snapshot.Counters]bool{}}
 		if len(t.Leaves) == 0 {
 			ts.state = "done"
 		}
@@ -76,17 +79,27 @@ func (s *stats) setBlocked(who string) {
 	s.blocked = who
 }
 
+func (s *stats) again(rows, bytes int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.twice = sample{rows: rows, bytes: bytes}
+}
+
 func (t *tableStat) begin() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.state = "copying"
 }
 
-// restart begins a table anew: leaves that an earlier try copied are copied again.
-func (t *tableStat) restart(leaves int) {
+// restart begins a table, or goes on with it: of its units some may be done, with what they brought.
+func (t *tableStat) restart(units, left int, chunked bool, rows, bytes int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.rows, t.bytes, t.leavesLeft = 0, 0, leaves
+	t.chunked = chunked
+	if t.state == "done" {
+		t.state = "copying"
+	}
+	t.rows, t.bytes, t.units, t.unitsLeft = rows, bytes, units, left
 }
 
 // count adds live counters; undo takes them away again when the copy failed.
@@ -101,15 +114,15 @@ func (t *tableStat) count(c *snapshot.Counters) (undo func()) {
 	}
 }
 
-// finishLeaf puts the exact figures of a leaf in the place of its live ones.
-func (t *tableStat) finishLeaf(c *snapshot.Counters, rows, bytes int64) {
+// finishUnit puts the exact figures of a leaf or chunk in the place of its live ones.
+func (t *tableStat) finishUnit(c *snapshot.Counters, rows, bytes int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(t.live, c)
 	t.rows += rows
 	t.bytes += bytes
-	t.leavesLeft--
-	if t.leavesLeft == 0 {
+	t.unitsLeft--
+	if t.unitsLeft == 0 {
 		t.done()
 	}
 }
@@ -118,7 +131,7 @@ func (t *tableStat) finishLeaf(c *snapshot.Counters, rows, bytes int64) {
 func (t *tableStat) finish(rows, bytes int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.rows, t.bytes, t.leavesLeft = rows, bytes, 0
+	t.rows, t.bytes, t.unitsLeft = rows, bytes, 0
 	t.done()
 }
 
@@ -132,6 +145,11 @@ func (t *tableStat) progress() tenant.TableProgress {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	p := tenant.TableProgress{Table: t.name, State: t.state, RowsDone: t.rows, BytesDone: t.bytes, RowsTotal: t.rowsTotal, BytesTotal: t.bytesTotal}
+	if done := t.units - t.unitsLeft; t.chunked && done > 0 && t.unitsLeft > 0 {
+		// Chunks are of about one size, so that those which are done say what the stream's size will be; until then the
+		// size of the table at the source has to do, dead rows included.
+		p.RowsTotal, p.BytesTotal = t.rows/int64(done)*int64(t.units), t.bytes/int64(done)*int64(t.units)
+	}
 	for c := range t.live {
 		p.RowsDone += c.Rows.Load()
 		p.BytesDone += c.Bytes.Load()
@@ -152,6 +170,7 @@ func (e *Engine) Progress() tenant.Progress {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	p.Step, p.Blocked, p.SlotWAL, p.SourceLSN = s.step, s.blocked, s.slotWAL, s.head
+	p.RowsAgain, p.BytesAgain = s.twice.rows, s.twice.bytes
 	if s.alarm != "" {
 		p.Reason = s.alarm
 	}

@@ -259,6 +259,8 @@ func (s *stream) message(ctx context.Context, m *pgoutput.Message) error {
 		case s.watching:
 			s.foreign = rel.name.String()
 			return nil
+		case rel.marks.mixedAt(s.commit):
+			return s.dispatchMixed(ctx, rel, m)
 		}
 		return s.dispatch(ctx, rel, m)
 	case pgoutput.Truncate:
@@ -326,6 +328,7 @@ func (s *stream) truncate(ctx context.Context, m *pgoutput.Message) error {
 		case s.commit < rel.skip:
 			t.apart = true
 		default:
+			t.apart = t.apart || rel.marks.mixedAt(s.commit)
 			t.rels = append(t.rels, rel)
 		}
 	}
@@ -340,7 +343,7 @@ func (s *stream) truncate(ctx context.Context, m *pgoutput.Message) error {
 	if t.apart {
 		steps = nil
 		for _, rel := range t.rels {
-			steps = append(steps, &truncation{rels: []*relation{rel}, apart: true})
+			steps = append(steps, &truncation{rels: []*relation{rel}, apart: true, where: rel.truncatedPart(s.commit)})
 		}
 	}
 	for i := range s.lanes {

@@ -2,6 +2,7 @@ package replicator
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -54,6 +55,9 @@ func (e *Engine) streamOnce(ctx context.Context) error {
 	if err := e.checkPositions(ctx, s); err != nil {
 		return err
 	}
+	if err := e.buildLater(ctx, s.lanes); err != nil {
+		return err
+	}
 	conn, err := e.src.walsender(ctx)
 	if err != nil {
 		return err
@@ -80,7 +84,10 @@ func (e *Engine) streamOnce(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.run(ctx) })
 	g.Go(func() error { return e.watch(ctx, s) })
-	return g.Wait()
+	if err := g.Wait(); !errors.Is(err, errBuildLater) {
+		return err
+	}
+	return nil
 }
 
 // protocol asks for the streaming of transactions in progress where the source can do it: else the source writes a large
@@ -172,6 +179,9 @@ func (e *Engine) watch(ctx context.Context, s *stream) error {
 			}
 			lastBeat = time.Now()
 		}
+		if e.canBuildLater(s) {
+			return errBuildLater // before the stream begins again
+		}
 		if good, err = e.judge(ctx, s, good); err != nil {
 			return err
 		}
@@ -188,7 +198,7 @@ func (e *Engine) judge(ctx context.Context, s *stream, good int) (int, error) {
 	age := time.Duration(p.LagMillis * float64(time.Millisecond))
 	switch e.State().Phase {
 	case tenant.CatchingUp:
-		if p.LagBytes > inSyncBytes || age > inSyncAge {
+		if p.LagBytes > inSyncBytes || age > inSyncAge || e.waitsForStream() {
 			return 0, nil
 		}
 		if good++; good < inSyncSamples {

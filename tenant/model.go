@@ -43,6 +43,8 @@ type Progress struct {
 	SlotWAL     int64           `json:"slot_wal_bytes"` // WAL that the slot holds back at the source
 	// SpooledBytes is what is kept of large transactions that the source sends before they end.
 	SpooledBytes int64  `json:"spooled_bytes,omitempty"`
+	RowsAgain    int64  `json:"rows_copied_again"`  // lost by a crash or a lost connection and copied again
+	BytesAgain   int64  `json:"bytes_copied_again"` // of work that a kill cut off, what was recorded about a second before
 	AppliedTxns  int64  `json:"applied_transactions"`
 	AppliedRows  int64  `json:"applied_rows"`
 	Blocked      string `json:"blocked,omitempty"` // who is in the way: pid and query

@@ -9,13 +9,19 @@ type ReplicationOptions struct {
 	// identity may then lack the realm key: deletes go to all shards, and an update that hits no row pauses.
 	RealmsNeverChange []string `json:"realms_never_change,omitempty"`
 
-	Include     []string `json:"include,omitempty"`      // only these tables ("schema.table", * as wildcard); empty: all
-	Exclude     []string `json:"exclude,omitempty"`      // not these
-	CopyJobs    int      `json:"copy_jobs,omitempty"`    // parallel copy workers at the source; default 2
+	Include  []string `json:"include,omitempty"`   // only these tables ("schema.table", * as wildcard); empty: all
+	Exclude  []string `json:"exclude,omitempty"`   // not these
+	CopyJobs int      `json:"copy_jobs,omitempty"` // parallel copy workers at the source; default 2
+	// ChunkBytes: a table with more than this per shard is copied in chunks of about this size; default 1 GiB.
+	ChunkBytes  int64    `json:"chunk_bytes,omitempty"`
 	FixIdentity bool     `json:"fix_identity,omitempty"` // make replica identities that contain the realm key
 	Accept      []string `json:"accept,omitempty"`       // findings accepted by name ("code:object")
 	NoHeartbeat bool     `json:"no_heartbeat,omitempty"` // write nothing to the source on idle
 }
+
+// DefaultChunkBytes is the size up to which a table is copied in one transaction: below it COPY FREEZE, which needs the
+// whole table, saves more than a repetition after a crash costs.
+const DefaultChunkBytes = 1 << 30
 
 // WithDefaults fills what was left out.
 func (o ReplicationOptions) WithDefaults() ReplicationOptions {
@@ -24,6 +30,9 @@ func (o ReplicationOptions) WithDefaults() ReplicationOptions {
 	}
 	if o.CopyJobs <= 0 {
 		o.CopyJobs = 2
+	}
+	if o.ChunkBytes <= 0 {
+		o.ChunkBytes = DefaultChunkBytes
 	}
 	return o
 }

@@ -45,6 +45,7 @@ type Archive struct {
 	skip         map[string]string // keys of items that are left out at every shard, with the reason
 	foreignKeys  map[string]string // key of a foreign key's item -> name of the finding that accepts it
 	materialized []tenant.TableName
+	uniques      []unique
 	log          *slog.Logger
 }
 
@@ -82,7 +83,7 @@ func Dump(ctx context.Context, cfg Config) (*Archive, error) {
 	if err != nil {
 		return nil, fmt.Errorf("dump the schema: %w", err)
 	}
-	a := &Archive{accept: cfg.Options.Accept, materialized: rels.materialized, log: cfg.Logger, skip: map[string]string{}, foreignKeys: map[string]string{}}
+	a := &Archive{accept: cfg.Options.Accept, materialized: rels.materialized, uniques: rels.uniques, log: cfg.Logger, skip: map[string]string{}, foreignKeys: map[string]string{}}
 	for _, it := range items {
 		if it.carried() && (it.section == sectionPre || it.section == sectionPost) {
 			a.items = append(a.items, it)
@@ -138,6 +139,7 @@ type relations struct {
 	excluded     []tenant.TableName // for pg_dump to leave out
 	materialized []tenant.TableName // populated at the source, to be refreshed
 	foreignKeys  []foreignKey
+	uniques      []unique
 }
 
 type foreignKey struct {
@@ -214,7 +216,8 @@ func leftOut(ctx context.Context, conn *pgx.Conn, opts tenant.ReplicationOptions
 	if err != nil {
 		return out, fmt.Errorf("list the foreign keys: %w", err)
 	}
-	return out, nil
+	out.uniques, err = readUniques(ctx, conn)
+	return out, err
 }
 
 // choose decides which items are left out everywhere, and which foreign keys may fail.

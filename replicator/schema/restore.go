@@ -15,6 +15,9 @@ import (
 	"github.com/rehomedb/rehome/tenant"
 )
 
+// refresh is the kind of our own items that fill a materialized view.
+const refresh = "REFRESH"
+
 // preDone is the row of rehome.ddl_done that says that pre-data is there.
 const preDone = "pre-data"
 
@@ -160,7 +163,8 @@ func simple(ctx context.Context, conn *pgx.Conn, sql string) error {
 // skipped. progress is called after each item, never at the same time as itself, with how many of all are done.
 //
 // A foreign key that was accepted although it lacks the realm key is left out at a shard whose rows do not satisfy it.
-func (a *Archive) RestorePost(ctx context.Context, dsn tenant.DSN, replication string, jobs int, progress func(done, total int, item string)) error {
+// What hold names is not created but recorded at the shard, for RestoreLater; nil: nothing.
+func (a *Archive) RestorePost(ctx context.Context, dsn tenant.DSN, replication string, jobs int, hold *Hold, progress func(done, total int, item string)) error {
 	if a.items == nil {
 		return errNotDumped
 	}
@@ -177,6 +181,14 @@ func (a *Archive) RestorePost(ctx context.Context, dsn tenant.DSN, replication s
 	if err != nil {
 		return err
 	}
+	held := a.holdBack(hold, append(slices.Concat(groups...), rest...))
+	if err := recordLater(ctx, conn, replication, a, held); err != nil {
+		return err
+	}
+	for i := range groups {
+		groups[i] = without(groups[i], held)
+	}
+	rest = without(rest, held)
 	run := &postRun{archive: a, replication: replication, done: done, progress: progress, total: len(rest)}
 	for _, g := range groups {
 		run.total += len(g)
@@ -255,7 +267,7 @@ func (a *Archive) plan() (groups [][]*item, rest []*item) {
 	}
 	for _, m := range a.materialized {
 		rest = append(rest, &item{
-			desc: "REFRESH", namespace: m.Schema, tag: m.Name, key: "REFRESH " + m.String(),
+			desc: refresh, namespace: m.Schema, tag: m.Name, key: "REFRESH " + m.String(),
 			section: sectionPost, sql: "REFRESH MATERIALIZED VIEW " + m.Quoted(),
 		})
 	}
@@ -269,6 +281,7 @@ type postRun struct {
 	total       int
 	done        map[string]bool // read only
 	progress    func(done, total int, item string)
+	later       bool // the items come from rehome.ddl_later
 
 	mu       sync.Mutex
 	finished int
@@ -308,6 +321,11 @@ func (r *postRun) step(ctx context.Context, conn *pgx.Conn, s *item) error {
 		}
 		r.archive.log.WarnContext(ctx, "foreign key left out, because rows of this shard do not satisfy it", "item", s.String(), "error", err)
 		if err := simple(ctx, conn, "ROLLBACK TO item"); err != nil {
+			return err
+		}
+	}
+	if r.later {
+		if _, err := tx.Exec(ctx, `DELETE FROM rehome.ddl_later WHERE replication = $1 AND item = $2`, r.replication, s.key); err != nil {
 			return err
 		}
 	}

@@ -154,7 +154,7 @@ func TestSchemaArrivesAsItWas(t *testing.T) {
 	}
 	execute(t, conn, "INSERT INTO full_one VALUES (7)")
 	last, total := 0, 0
-	err := a.RestorePost(t.Context(), target, "abc", 3, func(done, of int, item string) {
+	err := a.RestorePost(t.Context(), target, "abc", 3, nil, func(done, of int, item string) {
 		if done != last+1 || item == "" {
 			t.Errorf("progress %d after %d", done, last)
 		}
@@ -193,7 +193,7 @@ func TestPostDataGoesOnAfterACrash(t *testing.T) {
 	crashed := errors.New("crash")
 	for stop := 1; ; stop += 7 {
 		ctx, cancel := context.WithCancelCause(t.Context())
-		err := dump(t, source, tenant.ReplicationOptions{}, "").RestorePost(ctx, target, "abc", 2, func(done, _ int, _ string) {
+		err := dump(t, source, tenant.ReplicationOptions{}, "").RestorePost(ctx, target, "abc", 2, nil, func(done, _ int, _ string) {
 			if done == stop {
 				cancel(crashed)
 			}
@@ -242,12 +242,12 @@ func TestPostErrorNamesItsItem(t *testing.T) {
 	}
 	conn := connect(t, target)
 	execute(t, conn, "INSERT INTO t VALUES (1), (1)")
-	err := a.RestorePost(t.Context(), target, "abc", 2, nil)
+	err := a.RestorePost(t.Context(), target, "abc", 2, nil, nil)
 	if err == nil || !strings.Contains(err.Error(), "CONSTRAINT public.t t_pkey") || !strings.Contains(err.Error(), "(id)=(1)") {
 		t.Fatal(err)
 	}
 	execute(t, conn, "DELETE FROM t")
-	if err := a.RestorePost(t.Context(), target, "abc", 2, nil); err != nil {
+	if err := a.RestorePost(t.Context(), target, "abc", 2, nil, nil); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -263,7 +263,7 @@ func TestExcludedTablesStayBehind(t *testing.T) {
 	if err := a.RestorePre(t.Context(), target, "abc"); err != nil {
 		t.Fatal(err)
 	}
-	if err := a.RestorePost(t.Context(), target, "abc", 2, nil); err != nil {
+	if err := a.RestorePost(t.Context(), target, "abc", 2, nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	conn := connect(t, target)
@@ -296,7 +296,7 @@ func TestAcceptedForeignKeyMayFail(t *testing.T) {
 			t.Fatal(err)
 		}
 		execute(t, connect(t, target), "INSERT INTO b VALUES (1, 1)")
-		err := a.RestorePost(t.Context(), target, "abc", 1, nil)
+		err := a.RestorePost(t.Context(), target, "abc", 1, nil, nil)
 		if accept == "" && (err == nil || !strings.Contains(err.Error(), "FK CONSTRAINT")) || accept != "" && err != nil {
 			t.Errorf("accept %q: %v", accept, err)
 		}

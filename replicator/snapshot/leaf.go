@@ -25,6 +25,7 @@ const failGrace = 5 * time.Second
 type Spec struct {
 	Table    tenant.TableName // of the root, for messages
 	Leaf     catalog.Leaf
+	Part     *Part            // not nil: only some rows, see there
 	Columns  []catalog.Column // Table.Copied()
 	RealmKey string           // empty: every row goes to every target
 
@@ -38,6 +39,13 @@ type Spec struct {
 	Freeze   bool      // COPY … FREEZE
 	Text     bool      // text format even where binary is possible
 	Counters *Counters // live figures; may be nil
+}
+
+// Part is a chunk of a table: the rows of the leaves that satisfy a condition. They are read by a query and written to
+// Spec.Leaf by its name, which may be the root of a partition tree.
+type Part struct {
+	Leaves []catalog.Leaf // each is read with ONLY, so that a partition that comes meanwhile is not read by chance
+	Where  string         // SQL, every identifier and value in it quoted
 }
 
 // Result is what was copied: exact figures, compared with what all sides reported.
@@ -221,8 +229,19 @@ func relation(spec Spec, columns []catalog.Column) string {
 	return spec.Leaf.Name.Quoted() + " (" + strings.Join(names, ", ") + ")"
 }
 
-// copyTo uses the table form, which is cheaper than a query and never includes inheriting tables.
+// copyTo uses the table form, which is cheaper than a query and never includes inheriting tables, for all but parts.
 func copyTo(spec Spec, columns []catalog.Column, text bool) string {
+	if spec.Part != nil {
+		names := make([]string, len(columns))
+		for i, c := range columns {
+			names[i] = tenant.QuoteIdent(c.Name)
+		}
+		selects := make([]string, len(spec.Part.Leaves))
+		for i, l := range spec.Part.Leaves {
+			selects[i] = "SELECT " + strings.Join(names, ", ") + " FROM ONLY " + l.Name.Quoted() + " WHERE " + spec.Part.Where
+		}
+		return "COPY (" + strings.Join(selects, " UNION ALL ") + ") TO STDOUT (FORMAT " + format(text) + ")"
+	}
 	return "COPY " + relation(spec, columns) + " TO STDOUT (FORMAT " + format(text) + ")"
 }
 
@@ -254,22 +273,32 @@ func prepare(ctx context.Context, spec Spec) error {
 			return fmt.Errorf("target %d: %w", i, err)
 		}
 	}
-	name := spec.Leaf.Name.Quoted()
-	results, err := spec.Source.Exec(ctx, settings+"; LOCK TABLE ONLY "+name+" IN ACCESS SHARE MODE; SELECT pg_catalog.pg_relation_filenode("+
-		tenant.QuoteLiteral(name)+"::pg_catalog.regclass)").ReadAll()
+	leaves := []catalog.Leaf{spec.Leaf}
+	if spec.Part != nil {
+		leaves = spec.Part.Leaves
+	}
+	var sql strings.Builder
+	sql.WriteString(settings)
+	for _, l := range leaves {
+		name := l.Name.Quoted()
+		sql.WriteString("; LOCK TABLE ONLY " + name + " IN ACCESS SHARE MODE; SELECT pg_catalog.pg_relation_filenode(" + tenant.QuoteLiteral(name) + "::pg_catalog.regclass)")
+	}
+	results, err := spec.Source.Exec(ctx, sql.String()).ReadAll()
 	if err != nil {
 		return fmt.Errorf("source: %w", err)
 	}
-	last := results[len(results)-1]
-	if len(last.Rows) != 1 || len(last.Rows[0]) != 1 {
+	results = slices.DeleteFunc(results, func(r *pgconn.Result) bool { return len(r.Rows) == 0 })
+	if len(results) != len(leaves) {
 		return errors.New("source: the filenode was not given")
 	}
-	filenode, err := strconv.ParseUint(string(last.Rows[0][0]), 10, 32)
-	if err != nil {
-		return fmt.Errorf("source: read filenode: %w", err)
-	}
-	if uint32(filenode) != spec.Leaf.Filenode {
-		return fmt.Errorf("%w: filenode %d became %d", ErrRewritten, spec.Leaf.Filenode, filenode)
+	for i, l := range leaves {
+		filenode, err := strconv.ParseUint(string(results[i].Rows[0][0]), 10, 32)
+		if err != nil {
+			return fmt.Errorf("source: read filenode: %w", err)
+		}
+		if uint32(filenode) != l.Filenode {
+			return fmt.Errorf("%w: %s: filenode %d became %d", ErrRewritten, l.Name, l.Filenode, filenode)
+		}
 	}
 	return nil
 }

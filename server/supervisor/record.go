@@ -207,11 +207,11 @@ func (j *journal) ChangeSource(ctx context.Context, c tenant.SourceChange) error
 }
 
 // CopiedTable implements replicator.Journal.
-func (j *journal) CopiedTable(ctx context.Context, relation string, watermark tenant.LSN, rows, bytes int64) error {
+func (j *journal) CopiedTable(ctx context.Context, relation string, chunk int, watermark tenant.LSN, rows, bytes int64) error {
 	err := j.guarded(ctx, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `INSERT INTO rehome_control.replication_chunks (replication, relation, watermark, rows, bytes) VALUES ($1, $2, $3::pg_lsn, $4, $5)
+		_, err := tx.Exec(ctx, `INSERT INTO rehome_control.replication_chunks (replication, relation, chunk, watermark, rows, bytes) VALUES ($1, $2, $6, $3::pg_lsn, $4, $5)
 			ON CONFLICT (replication, relation, chunk) DO UPDATE SET watermark = excluded.watermark, rows = excluded.rows, bytes = excluded.bytes, finished_at = now()`,
-			j.id, relation, watermark.String(), rows, bytes)
+			j.id, relation, watermark.String(), rows, bytes, chunk)
 		return err
 	})
 	if err != nil {

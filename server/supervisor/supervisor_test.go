@@ -192,7 +192,7 @@ func TestJournalRefusesAFencedWorker(t *testing.T) {
 		"observe": observe(),
 		"origin":  old.SaveOrigin(ctx, replicator.Origin{Catalogue: &catalog.Catalogue{}}),
 		"change":  old.ChangeSource(ctx, tenant.SourceChange{Do: "x"}),
-		"copied":  old.CopiedTable(ctx, "public.items", 1, 1, 1),
+		"copied":  old.CopiedTable(ctx, "public.items", 0, 1, 1, 1),
 		"held":    old.held(ctx),
 	} {
 		if !errors.Is(err, replicator.ErrFenced) {

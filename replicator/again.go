@@ -1,0 +1,232 @@
+package replicator
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/rehomedb/rehome/replicator/snapshot"
+)
+
+const (
+	// recordEvery bounds how much of an interrupted unit is missing from the count of what was copied again.
+	recordEvery = time.Second
+	// recordPatience is how long the figures may take to be written; that they are not when the shard hangs delays the end
+	// of an interrupted copy by no more.
+	recordPatience = 5 * time.Second
+)
+
+// ledger records at the first shard how far each unit is that is under way. When a crash makes the work lost, the record
+// says how much it was; a unit that is done leaves no record.
+type ledger struct {
+	e *Engine
+
+	mu     sync.Mutex // held while figures are written, so that none comes after its unit is done
+	active map[unitName]*snapshot.Counters
+}
+
+type unitName struct {
+	relation string
+	number   int
+}
+
+func (u unit) name() unitName { return unitName{u.relation(), u.number()} }
+
+func newLedger(e *Engine) *ledger {
+	return &ledger{e: e, active: map[unitName]*snapshot.Counters{}}
+}
+
+// begin opens the counters of a unit. Those of a unit that fails stay, for the last record.
+func (b *ledger) begin(u unit) *snapshot.Counters {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	c := new(snapshot.Counters)
+	b.active[u.name()] = c
+	return c
+}
+
+// finish removes the record of a unit that every shard has.
+func (b *ledger) finish(ctx context.Context, u unit, first *pgx.Conn) error {
+	b.mu.Lock()
+	delete(b.active, u.name())
+	b.mu.Unlock()
+	_, err := first.Exec(ctx, `DELETE FROM rehome.unfinished WHERE replication = $1 AND relation = $2 AND chunk = $3`, b.e.cfg.Replication, u.relation(), u.number())
+	if err != nil {
+		return fmt.Errorf("remove the record of %s: %w", u, err)
+	}
+	return nil
+}
+
+// run writes the figures until all units are done or the copy fails.
+func (b *ledger) run(ctx context.Context, done <-chan struct{}) error {
+	conn, err := b.e.shardSession(ctx, b.e.cfg.Shards[0], "ledger")
+	if err != nil {
+		return err
+	}
+	defer closeSoon(conn)
+	tick := time.NewTicker(recordEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			if err := b.write(context.WithoutCancel(ctx), conn); err != nil {
+				if ctx.Err() != nil {
+					return nil //nolint:nilerr // what ended the copy says more
+				}
+				return fmt.Errorf("shard %s: record the progress of the copy: %w", b.e.cfg.Shards[0].Name, err)
+			}
+		case <-done:
+			// Also after a failure: the workers have ended, so these are the last figures.
+			if err := b.write(context.WithoutCancel(ctx), conn); err != nil {
+				b.e.log.Warn("the last figures of the copy are not recorded", "error", err)
+			}
+			return nil
+		}
+	}
+}
+
+func (b *ledger) write(ctx context.Context, conn *pgx.Conn) error {
+	ctx, cancel := context.WithTimeout(ctx, recordPatience)
+	defer cancel()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.active) == 0 {
+		return nil
+	}
+	batch := &pgx.Batch{}
+	for u, c := range b.active {
+		batch.Queue(`INSERT INTO rehome.unfinished (replication, relation, chunk, rows, bytes)
+			SELECT $1, $2, $3, $4, $5 WHERE EXISTS (SELECT FROM rehome.applier WHERE replication = $1 AND epoch = $6)
+			ON CONFLICT (replication, relation, chunk) DO UPDATE SET rows = excluded.rows, bytes = excluded.bytes`,
+			b.e.cfg.Replication, u.relation, u.number, c.Rows.Load(), c.Bytes.Load(), b.e.cfg.Epoch)
+	}
+	return conn.SendBatch(ctx, batch).Close()
+}
+
+// settleAgain counts what an earlier try copied in vain: units that were under way, and those that are done at some shards
+// or under a snapshot that no longer serves. It does so once for each.
+func (e *Engine) settleAgain(ctx context.Context, notes copyNotes) error {
+	lost := map[unitName]copied{}
+	first := notes[0]
+	for i := range e.cat.Tables {
+		t := &e.cat.Tables[i]
+		if _, done := e.copyOf(t); done {
+			continue
+		}
+		names := []string{t.Name.String()}
+		for _, l := range t.Leaves {
+			if l.Name != t.Name {
+				names = append(names, l.Name.String())
+			}
+		}
+		for _, n := range names {
+			if c, ok := first.leaves[n]; ok {
+				lost[unitName{n, 0}] = c
+			}
+			plan := notes.plan(n)
+			for k, p := range first.chunks[n] {
+				if p.watermark == 0 {
+					continue
+				}
+				if plan != nil && p.kind == chunkOfKeys {
+					if _, ok := notes.chunk(n, k, t.Sharded()); ok {
+						continue // it counts
+					}
+				}
+				lost[unitName{n, p.number}] = p.copied
+			}
+		}
+	}
+	c, err := e.shardSession(ctx, e.cfg.Shards[0], "ledger")
+	if err != nil {
+		return err
+	}
+	defer closeSoon(c)
+	err = pgx.BeginFunc(ctx, c, func(tx pgx.Tx) error {
+		if err := e.ownShared(ctx, tx); err != nil {
+			return err
+		}
+		rows, err := tx.Query(ctx, `DELETE FROM rehome.unfinished WHERE replication = $1 RETURNING relation, chunk, rows, bytes`, e.cfg.Replication)
+		if err != nil {
+			return err
+		}
+		var u unitName
+		var under copied
+		_, err = pgx.ForEachRow(rows, []any{&u.relation, &u.number, &under.rows, &under.bytes}, func() error {
+			if _, twice := lost[u]; !twice && !notes.counts(e, u) {
+				lost[u] = under
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		var sum copied
+		for u, c := range lost {
+			sum.rows += c.rows
+			sum.bytes += c.bytes
+			// The note stays, so that its rows are removed; what it says is counted now.
+			for _, sql := range [...]string{
+				`UPDATE rehome.chunks SET rows = 0, bytes = 0 WHERE replication = $1 AND relation = $2 AND chunk = $3`,
+				`UPDATE rehome.copied SET rows = 0, bytes = 0 WHERE replication = $1 AND relation = $2 AND $3 = 0`,
+			} {
+				if _, err := tx.Exec(ctx, sql, e.cfg.Replication, u.relation, u.number); err != nil {
+					return err
+				}
+			}
+		}
+		if sum == (copied{}) {
+			return nil
+		}
+		_, err = tx.Exec(ctx, `INSERT INTO rehome.copied_again AS a (replication, rows, bytes) VALUES ($1, $2, $3)
+			ON CONFLICT (replication) DO UPDATE SET rows = a.rows + excluded.rows, bytes = a.bytes + excluded.bytes`, e.cfg.Replication, sum.rows, sum.bytes)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("shard %s: count what is copied again: %w", e.cfg.Shards[0].Name, err)
+	}
+	return e.readAgain(ctx)
+}
+
+// counts reports whether a unit is done at every shard and stays so.
+func (n copyNotes) counts(e *Engine, u unitName) bool {
+	for i := range e.cat.Tables {
+		t := &e.cat.Tables[i]
+		if _, done := e.copyOf(t); done {
+			if t.Name.String() == u.relation {
+				return true
+			}
+			for _, l := range t.Leaves {
+				if l.Name.String() == u.relation {
+					return true
+				}
+			}
+			continue
+		}
+		if plan := n.plan(u.relation); t.Name.String() == u.relation && plan != nil && plan[0].kind == chunkOfKeys && u.number >= 1 && u.number <= len(plan) {
+			_, ok := n.chunk(u.relation, u.number-1, t.Sharded())
+			return ok
+		}
+	}
+	return false
+}
+
+// readAgain reads the count for showing.
+func (e *Engine) readAgain(ctx context.Context) error {
+	sh := e.cfg.Shards[0]
+	conn, err := connect(ctx, sh.DSN, "rehome-setup-"+e.cfg.Replication, nil)
+	if err != nil {
+		return fmt.Errorf("shard %s: %w", sh.Name, err)
+	}
+	defer closeSoon(conn)
+	var rows, bytes int64
+	err = conn.QueryRow(ctx, `SELECT coalesce(sum(rows), 0)::bigint, coalesce(sum(bytes), 0)::bigint FROM rehome.copied_again WHERE replication = $1`, e.cfg.Replication).Scan(&rows, &bytes)
+	if err != nil {
+		return fmt.Errorf("shard %s: read what was copied again: %w", sh.Name, err)
+	}
+	e.stats.again(rows, bytes)
+	return nil
+}
