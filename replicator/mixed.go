@@ -45,10 +45,10 @@ func (s *stream) has(rel *relation, row pgoutput.Tuple) (bool, error) {
 
 // dispatchMixed sends on what is not in the copies of the chunks of the old and of the new row.
 func (s *stream) dispatchMixed(ctx context.Context, rel *relation, m *pgoutput.Message) error {
-	for _, row := range []pgoutput.Tuple{m.Old, m.New} {
-		if len(row) != 0 && len(row) != len(rel.columns) {
-			return s.dispatch(ctx, rel, m) // which says what is wrong
-		}
+	// The decoder leaves in a message what its kind does not have.
+	hasOld, hasNew := m.Kind != pgoutput.Insert && m.OldKind != pgoutput.OldNone, m.Kind != pgoutput.Delete
+	if (hasOld && len(m.Old) != len(rel.columns)) || (hasNew && len(m.New) != len(rel.columns)) {
+		return s.dispatch(ctx, rel, m) // which says what is wrong
 	}
 	one := *m
 	switch {

@@ -145,7 +145,7 @@ func (f *contract) nextProgress() tenant.Progress {
 	p := tenant.Progress{Replication: "rep1", Phase: tenant.InSync, LagMillis: 8, ETASeconds: -1}
 	if f.progress < 3 {
 		p = tenant.Progress{
-			Replication: "rep1", Phase: tenant.Copying, Percent: 63, RowsDone: 1_260_000, RowsTotal: 2_000_000, BytesDone: 63, BytesTotal: 100, BytesPerSec: 214e6, ETASeconds: 130,
+			Replication: "rep1", Phase: tenant.Copying, Percent: 63, RowsDone: 1_260_000, RowsTotal: 2_000_000, BytesDone: 63, BytesTotal: 100, BytesPerSec: 214e6, ETASeconds: 130, RowsAgain: 70_000, BytesAgain: 12e6,
 			Tables: []tenant.TableProgress{{Table: "public.accounts", State: "copying", RowsDone: 5, RowsTotal: 10, BytesTotal: 100}},
 		}
 	}

@@ -16,6 +16,7 @@ import (
 type planOptions struct {
 	from, to string
 	tables   []string // --table-key
+	chunk    string   // --chunk-size
 	opts     tenant.ReplicationOptions
 	otp      otpOptions
 }
@@ -30,7 +31,8 @@ func (o *planOptions) flags(cmd *cobra.Command) {
 	f.StringSliceVar(&o.opts.RealmsNeverChange, "realms-never-change", nil, "tables whose rows never change their realm: their replica identity may lack the realm key")
 	f.StringSliceVar(&o.opts.Include, "include", nil, "only these tables (schema.table, * as wildcard)")
 	f.StringSliceVar(&o.opts.Exclude, "exclude", nil, "not these tables")
-	f.IntVar(&o.opts.CopyJobs, "copy-jobs", 0, "tables copied at the same time (default 2)")
+	f.IntVar(&o.opts.CopyJobs, "copy-jobs", 0, "tables or chunks copied at the same time (default 2)")
+	f.StringVar(&o.chunk, "chunk-size", "", "copy tables with more than this per shard in chunks of about this size, so that a crash costs no more (default 1.07GB)")
 	f.BoolVar(&o.opts.FixIdentity, "fix-identity", false, "make replica identities that contain the realm key at the source; taken back by cancel and complete")
 	f.StringArrayVar(&o.opts.Accept, "accept", nil, "go on in spite of this finding: CODE:OBJECT (may be repeated)")
 	f.BoolVar(&o.opts.NoHeartbeat, "no-heartbeat", false, "write nothing to the source while it is idle")
@@ -46,6 +48,11 @@ func (o *planOptions) plan(ctx context.Context, a *App) (target, api.PlanRequest
 	from, err := a.secretArgument(ctx, o.from, "REHOME_FROM", "the source (--from)")
 	if err != nil {
 		return t, api.PlanRequest{}, err
+	}
+	if o.chunk != "" {
+		if o.opts.ChunkBytes, err = output.ParseBytes(o.chunk); err != nil {
+			return t, api.PlanRequest{}, usage("bad-chunk-size", "write it as --chunk-size 500MB", "%v", err)
+		}
 	}
 	for _, tk := range o.tables {
 		table, column, ok := strings.Cut(tk, "=")

@@ -87,6 +87,9 @@ func (a *App) printProgress(p tenant.Progress) {
 		}
 		a.Print.Table([]string{"table", "state", ">rows", ">of", ">copied"}, rows)
 	}
+	if p.BytesAgain > 0 {
+		a.Print.Textf("copied again after interruptions: %s rows, %s", output.Count(p.RowsAgain), output.Bytes(float64(p.BytesAgain)))
+	}
 	if len(p.Shards) > 0 {
 		rows := make([][]string, len(p.Shards))
 		for i, s := range p.Shards {

@@ -134,6 +134,9 @@ func phaseText(p tenant.Progress) string {
 		if p.RowsPerSec > 0 {
 			s += fmt.Sprintf(" · %s rows/s", output.Count(int64(p.RowsPerSec)))
 		}
+		if p.Step != "" {
+			s += " · " + p.Step
+		}
 		return s
 	case tenant.InSync:
 		if p.At.IsZero() && p.LagBytes == 0 && p.LagMillis == 0 {

@@ -64,3 +64,17 @@ func TestCleanLeavesNoControl(t *testing.T) {
 		}
 	})
 }
+
+func TestParseBytes(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]int64{"500MB": 500e6, "1.5 GB": 15e8, "24kB": 24000, "1073741824": 1 << 30, "2TB": 2e12, "7 B": 7} {
+		if n, err := ParseBytes(text); err != nil || n != want {
+			t.Errorf("%q: %d, %v", text, n, err)
+		}
+	}
+	for _, text := range []string{"", "MB", "-1GB", "1XB", "0", "1e30TB", "NaN", "1 G B B"} {
+		if n, err := ParseBytes(text); err == nil {
+			t.Errorf("%q is taken as %d", text, n)
+		}
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -25,6 +26,24 @@ func Bytes(n float64) string {
 		return fmt.Sprintf("%.1f %s", n, units[i])
 	}
 	return fmt.Sprintf("%.2f %s", n, units[i])
+}
+
+// ParseBytes reads a size as Bytes writes it: "500MB", "1.5 GB", or a plain number of bytes.
+func ParseBytes(text string) (int64, error) {
+	number := strings.TrimRight(text, "BkKMGTP ")
+	factor := 1.0
+	switch unit := strings.ToLower(strings.TrimSpace(text[len(number):])); unit {
+	case "", "b":
+	case "kb", "mb", "gb", "tb":
+		factor = math.Pow(1000, float64(1+strings.IndexByte("kmgt", unit[0])))
+	default:
+		return 0, fmt.Errorf("%q is no size: write it as 500MB or 2GB", text)
+	}
+	n, err := strconv.ParseFloat(number, 64)
+	if err != nil || math.IsNaN(n) || n < 1 || n*factor > math.MaxInt64/2 {
+		return 0, fmt.Errorf("%q is no size: write it as 500MB or 2GB", text)
+	}
+	return int64(n * factor), nil
 }
 
 // Count writes a whole number with its thousands apart: "1 234 567".
