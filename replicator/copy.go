@@ -37,15 +37,34 @@ func (e *Engine) copyTables(ctx context.Context, snap *view, notes copyNotes) er
 		return j, true
 	}
 	book := newLedger(e)
+	if err := e.throttle.begin(ctx); err != nil {
+		return err
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	var workers sync.WaitGroup
-	for range min(e.cfg.Options.CopyJobs, len(jobs)) {
+	for i := range min(maxCopyJobs, len(jobs)) {
 		workers.Add(1)
 		g.Go(func() error {
 			defer workers.Done()
 			w := copyWorker{e: e, snap: snap, book: book}
 			defer w.close()
 			for {
+				if !e.throttle.allows(i) { // the operator may allow more or fewer workers meanwhile
+					w.close()
+					mu.Lock()
+					left := len(jobs)
+					mu.Unlock()
+					if left == 0 {
+						return nil
+					}
+					if err := wait(ctx, admitEvery); err != nil {
+						return err
+					}
+					continue
+				}
+				if err := e.throttle.wait(ctx, 0); err != nil {
+					return err
+				}
 				j, ok := next()
 				if !ok {
 					return nil
@@ -145,6 +164,7 @@ func (w *copyWorker) copy(ctx context.Context, j unit) (err error) {
 	res, err := snapshot.CopyLeaf(ctx, snapshot.Spec{
 		Table: j.table.Name, Leaf: j.leaf, Part: j.part(), Columns: j.table.Copied(), RealmKey: j.table.RealmKey,
 		Source: w.source.PgConn(), Targets: targets, Route: w.e.router.lane, Freeze: j.chunk == nil, Counters: counters,
+		Pace: w.e.throttle.wait,
 	})
 	if err != nil {
 		undo()

@@ -76,6 +76,10 @@ type Config struct {
 	Heartbeat time.Duration
 	// SpoolMemory is how many bytes of transactions in progress are kept in memory before they go to disk; 0: the default.
 	SpoolMemory int
+	// Throttle is what the operator allows at the source; SetThrottle changes it later.
+	Throttle tenant.Throttle
+	// SlotPatience bounds the wait for the transactions that are in the way of a slot's creation; 0: the default.
+	SlotPatience time.Duration
 }
 
 // defaultHeartbeat keeps an idle slot from holding back more than seconds of the other databases' WAL.
@@ -88,6 +92,8 @@ type Engine struct {
 	router *router
 	log    *slog.Logger
 	stats  stats
+
+	throttle *throttle
 
 	cat *catalog.Catalogue
 
@@ -114,15 +120,18 @@ func New(cfg Config) (*Engine, error) {
 	if cfg.Heartbeat <= 0 {
 		cfg.Heartbeat = defaultHeartbeat
 	}
+	if cfg.SlotPatience <= 0 {
+		cfg.SlotPatience = slotTimeout
+	}
 	r, err := newRouter(cfg.Placement, cfg.Shards)
 	if err != nil {
 		return nil, err
 	}
 	e := &Engine{
 		cfg: cfg, router: r, log: cfg.Logger.With("replication", cfg.Replication), state: cfg.State, origin: cfg.Origin,
-		copied: map[uint32]copied{}, markers: map[string]*marker{},
+		copied: map[uint32]copied{}, markers: map[string]*marker{}, throttle: newThrottle(cfg.Throttle, cfg.Options.CopyJobs),
 	}
-	e.src = &direct{dsn: cfg.Source, replication: cfg.Replication, slot: slot, publication: cfg.Publication, blocked: e.stats.setBlocked}
+	e.src = &direct{dsn: cfg.Source, replication: cfg.Replication, slot: slot, publication: cfg.Publication, blocked: e.stats.setBlocked, patience: cfg.SlotPatience}
 	if cfg.Origin != nil {
 		e.cat = cfg.Origin.Catalogue
 	}
@@ -140,7 +149,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	retry.MaxInterval = 15 * time.Second // a shard that restarts is noticed within seconds
 	for {
 		began := time.Now()
-		err := e.step(ctx)
+		err := e.cared(ctx, e.step)
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // stopped on purpose: what was under way failed with the context
 		}

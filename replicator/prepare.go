@@ -351,15 +351,27 @@ func (e *Engine) checkOrigin(ctx context.Context) error {
 	}
 	defer closeSoon(c)
 	slot, err := e.src.slotState(ctx, c)
-	switch {
-	case err != nil:
+	if err == nil {
+		err = e.checkSlot(slot)
+	}
+	if err != nil {
 		return err
+	}
+	return e.src.freeSlot(ctx, c)
+}
+
+// checkSlot makes sure that the slot is there, is ours, and still has all that it kept.
+func (e *Engine) checkSlot(slot slotState) error {
+	again := "cancel the replication and start it again"
+	switch {
 	case !slot.exists:
 		return stop("slot-missing", again, "replication slot %s is gone from the source", e.src.slot)
+	case slot.plugin != "pgoutput":
+		return stop("slot-foreign", again, "replication slot %s was made anew by others: its plugin is %q", e.src.slot, slot.plugin)
 	case slot.status == "lost":
 		return stop("slot-lost", again+"; raise max_slot_wal_keep_size at the source before", "the source removed WAL that slot %s needs", e.src.slot)
 	}
-	return e.src.freeSlot(ctx, c)
+	return nil
 }
 
 // announce shows and records what is done next.

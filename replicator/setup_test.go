@@ -49,6 +49,9 @@ type rig struct {
 	srcDB  *pgx.Conn
 	// spoolMemory is how much of transactions in progress the engine keeps in memory; 0: the default.
 	spoolMemory int
+
+	throttle     tenant.Throttle
+	slotPatience time.Duration
 }
 
 // memory is a journal that lives as long as the test: what the control database keeps over a crash of the server.
@@ -194,6 +197,7 @@ func (r *rig) config() replicator.Config {
 	return replicator.Config{
 		Replication: r.id, Source: r.source, Slot: "rehome_" + r.id, Publication: "rehome_" + r.id, Shards: r.shards, Placement: r.place, Options: r.opts,
 		Epoch: r.epoch, Pass: pass, Origin: r.jour.origin, State: r.jour.state, Journal: r.jour, Gate: gates{r.id}, Heartbeat: time.Second, SpoolMemory: r.spoolMemory,
+		Throttle: r.throttle, SlotPatience: r.slotPatience,
 		Logger: slog.New(slog.NewTextHandler(testWriter{r.t}, &slog.HandlerOptions{Level: slog.LevelInfo})),
 	}
 }

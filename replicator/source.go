@@ -26,7 +26,8 @@ type direct struct {
 	replication string
 	slot        SlotName
 	publication string
-	blocked     func(string) // told who is in the way of a slot's creation; "" when nobody is any more
+	blocked     func(string)  // told who is in the way of a slot's creation; "" when nobody is any more
+	patience    time.Duration // of a slot's creation
 }
 
 // identity of a source server, compared on every connect: another one is another server, whatever its address.
@@ -138,7 +139,7 @@ func (d *direct) exportSnapshot(ctx context.Context, command, fallback string) (
 	if err != nil {
 		return nil, err
 	}
-	cctx, cancel := context.WithTimeout(ctx, slotTimeout)
+	cctx, cancel := context.WithTimeout(ctx, d.patience)
 	defer cancel()
 	stopWatch := d.watchBlockers(cctx)
 	res, err := pglogrepl.ParseCreateReplicationSlot(c.Exec(cctx, command))
@@ -151,7 +152,7 @@ func (d *direct) exportSnapshot(ctx context.Context, command, fallback string) (
 		closePgSoon(c)
 		if cctx.Err() != nil && ctx.Err() == nil {
 			return nil, stop("slot-waits", "end that transaction at the source, then: rehome resume-replication",
-				"a replication slot could not be created within %s, since it waits for every open transaction; the oldest: %s", slotTimeout, blocker)
+				"a replication slot could not be created within %s, since it waits for every open transaction; the oldest: %s", d.patience, blocker)
 		}
 		return nil, fmt.Errorf("create a replication slot: %w", err)
 	}
@@ -233,23 +234,38 @@ type slotState struct {
 	restart   tenant.LSN
 	status    string // wal_status: reserved, extended, unreserved, lost
 	activePID int
-	current   tenant.LSN // the source's insert position
+	current   tenant.LSN // the source's write position
+	plugin    string
+	safe      int64 // safe_wal_size, at least 0; -1: no limit
+	limit     int64 // max_slot_wal_keep_size in bytes; -1: none
 }
+
+// wal is what the slot holds back.
+func (s slotState) wal() int64 { return int64(s.current - min(s.restart, s.current)) }
 
 func (d *direct) slotState(ctx context.Context, c *pgx.Conn) (slotState, error) {
 	var s slotState
 	var pid *int
 	var status *string
-	err := c.QueryRow(ctx, `SELECT coalesce(confirmed_flush_lsn::text, '0/0'), coalesce(restart_lsn::text, '0/0'), wal_status, active_pid, pg_current_wal_lsn()::text
+	var safe *int64
+	limit := int64(-1)
+	err := c.QueryRow(ctx, `SELECT coalesce(confirmed_flush_lsn::text, '0/0'), coalesce(restart_lsn::text, '0/0'), wal_status, active_pid, pg_current_wal_lsn()::text,
+			coalesce(plugin, ''), greatest(safe_wal_size, 0), (SELECT setting::bigint FROM pg_settings WHERE name = 'max_slot_wal_keep_size')
 		FROM pg_replication_slots WHERE slot_name = $1 AND database = current_database()`, string(d.slot)).
-		Scan(&s.confirmed, &s.restart, &status, &pid, &s.current)
+		Scan(&s.confirmed, &s.restart, &status, &pid, &s.current, &s.plugin, &safe, &limit)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return slotState{}, nil
 	}
 	if err != nil {
 		return s, fmt.Errorf("read the slot's state: %w", err)
 	}
-	s.exists = true
+	s.exists, s.safe, s.limit = true, -1, -1
+	if limit >= 0 {
+		s.limit = limit << 20 // the setting counts megabytes
+		if safe != nil {
+			s.safe = *safe
+		}
+	}
 	if status != nil {
 		s.status = *status
 	}

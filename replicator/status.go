@@ -166,6 +166,9 @@ func (e *Engine) Progress() tenant.Progress {
 	st := e.stream
 	e.mu.Unlock()
 
+	care := e.throttle.care()
+	p.Care, p.Throttled = &care, care.Throttled
+
 	s := &e.stats
 	s.mu.Lock()
 	defer s.mu.Unlock()

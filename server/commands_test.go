@@ -19,6 +19,42 @@ func (b *bundle) verified(id, vid string, clean bool, at time.Time) {
 	b.exec(`INSERT INTO rehome_control.verifications (id, replication, started_at, finished_at, clean, digest, result) VALUES ($1,$2,$3,$3,$4,'abc',jsonb_build_object('id',$1::text,'clean',$4::boolean))`, vid, id, at, clean)
 }
 
+func TestThrottle(t *testing.T) {
+	t.Parallel()
+	b, _, p := journey(t)
+	r := b.start(p)
+	path := "/v1/replications/" + r.ID + "/throttle"
+	set := func(body string) (th api.ThrottleStatus) {
+		t.Helper()
+		var u map[string]any
+		if err := json.Unmarshal([]byte(body), &u); err != nil {
+			t.Fatal(err)
+		}
+		b.must("PATCH", path, u, &th)
+		return th
+	}
+	set(`{"max_rate": 5000000, "copy_jobs": 4}`)
+	th := set(`{"query": " SELECT true ", "copy_jobs": 0}`)
+	if want := (tenant.Throttle{MaxRate: 5000000, Query: "SELECT true"}); th.Set != want {
+		t.Errorf("set %+v, want %+v", th.Set, want)
+	}
+	if th = set(`{"off": true}`); th.Set != (tenant.Throttle{Off: true}) {
+		t.Errorf("off: %+v", th.Set)
+	}
+	if th = set(`{"max_lag_bytes": 1}`); th.Set != (tenant.Throttle{MaxLagBytes: 1}) {
+		t.Errorf("a limit ends off: %+v", th.Set)
+	}
+	var got api.ThrottleStatus
+	b.must("GET", path, nil, &got)
+	if got.Set != th.Set || got.Replication != r.ID {
+		t.Errorf("got %+v", got)
+	}
+	b.refused(b.do("PATCH", path, map[string]any{"max_rate": -1}, nil), 422, tenant.KindInvalid, "invalid-request")
+	b.refused(b.do("PATCH", "/v1/replications/nowhere/throttle", map[string]any{"max_rate": 1}, nil), 404, tenant.KindNotFound, "replication-not-found")
+	b.setPhase(r.ID, tenant.Cancelled)
+	b.refused(b.do("PATCH", path, map[string]any{"max_rate": 1}, nil), 409, tenant.KindConflict, "replication-ended")
+}
+
 func TestCommands(t *testing.T) {
 	t.Parallel()
 	b, _, p := journey(t)

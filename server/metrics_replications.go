@@ -19,7 +19,7 @@ type replicationMetrics struct {
 	pool *pgxpool.Pool
 	log  *slog.Logger
 
-	lagBytes, lagSeconds, slotBytes, copied *prometheus.Desc
+	lagBytes, lagSeconds, slotBytes, copied, throttled, slotLost, walRate *prometheus.Desc
 }
 
 func newReplicationMetrics(pool *pgxpool.Pool, log *slog.Logger) *replicationMetrics {
@@ -32,12 +32,15 @@ func newReplicationMetrics(pool *pgxpool.Pool, log *slog.Logger) *replicationMet
 		lagSeconds: desc("lag_seconds", "Age of the oldest transaction that is not applied everywhere."),
 		slotBytes:  desc("slot_wal_bytes", "WAL that the slot holds back at the source."),
 		copied:     desc("copied_bytes", "Bytes copied so far."),
+		throttled:  desc("throttled", "1 while reading from the source waits."),
+		slotLost:   desc("slot_lost_seconds", "Forecast: when the slot loses its WAL; no sample where none is in sight."),
+		walRate:    desc("source_wal_bytes_per_second", "WAL that the source writes."),
 	}
 }
 
 // Describe implements prometheus.Collector.
 func (m *replicationMetrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{m.lagBytes, m.lagSeconds, m.slotBytes, m.copied} {
+	for _, d := range []*prometheus.Desc{m.lagBytes, m.lagSeconds, m.slotBytes, m.copied, m.throttled, m.slotLost, m.walRate} {
 		ch <- d
 	}
 }
@@ -45,6 +48,8 @@ func (m *replicationMetrics) Describe(ch chan<- *prometheus.Desc) {
 type replicationFigures struct {
 	ID, Database, Phase                    string
 	LagBytes, LagMillis, SlotBytes, Copied float64
+	Throttled, WALRate                     float64
+	SlotLost                               *float64
 }
 
 // Collect implements prometheus.Collector. Without the control database there are no figures, and the scrape goes on.
@@ -52,7 +57,9 @@ func (m *replicationMetrics) Collect(ch chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
 	defer cancel()
 	rows, err := m.pool.Query(ctx, `SELECT id, database, phase, coalesce((progress->>'lag_bytes')::float8, 0), coalesce((progress->>'lag_ms')::float8, 0),
-			coalesce((progress->>'slot_wal_bytes')::float8, 0), coalesce((progress->>'bytes_done')::float8, 0)
+			coalesce((progress->>'slot_wal_bytes')::float8, 0), coalesce((progress->>'bytes_done')::float8, 0),
+			(coalesce(progress->>'throttled', '') <> '')::int::float8, coalesce((progress->'care'->>'wal_bytes_per_second')::float8, 0),
+			nullif((progress->'care'->>'slot_lost_seconds')::float8, -1)
 		FROM rehome_control.replications WHERE phase NOT IN ('completed','cancelled')`)
 	if err != nil {
 		m.log.WarnContext(ctx, "read replications for the metrics", "error", err)
@@ -64,8 +71,11 @@ func (m *replicationMetrics) Collect(ch chan<- prometheus.Metric) {
 		return
 	}
 	for _, r := range list {
-		for d, v := range map[*prometheus.Desc]float64{m.lagBytes: r.LagBytes, m.lagSeconds: r.LagMillis / 1000, m.slotBytes: r.SlotBytes, m.copied: r.Copied} {
+		for d, v := range map[*prometheus.Desc]float64{m.lagBytes: r.LagBytes, m.lagSeconds: r.LagMillis / 1000, m.slotBytes: r.SlotBytes, m.copied: r.Copied, m.throttled: r.Throttled, m.walRate: r.WALRate} {
 			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, r.ID, r.Database, r.Phase)
+		}
+		if r.SlotLost != nil {
+			ch <- prometheus.MustNewConstMetric(m.slotLost, prometheus.GaugeValue, *r.SlotLost, r.ID, r.Database, r.Phase)
 		}
 	}
 }

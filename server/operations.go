@@ -53,6 +53,8 @@ func (s *Server) operations(a huma.API) {
 	add(s, a, operation{method: post, path: "/v1/replications", name: "start-replication", summary: "Start a replication (takes a challenge)", scope: scopeOperate, status: accepted}, s.startReplication)
 	add(s, a, operation{method: get, path: "/v1/replications/{id}", name: "get-replication", summary: "One replication", scope: scopeRead}, s.getReplication)
 	add(s, a, operation{method: get, path: "/v1/replications/{id}/progress", name: "get-progress", summary: "How far it is", scope: scopeRead}, s.getProgress)
+	add(s, a, operation{method: get, path: "/v1/replications/{id}/throttle", name: "get-throttle", summary: "What is allowed at the source, and what holds the copy back", scope: scopeRead}, s.getThrottle)
+	add(s, a, operation{method: patch, path: "/v1/replications/{id}/throttle", name: "set-throttle", summary: "Change what is allowed at the source, while it runs", scope: scopeOperate}, s.setThrottle)
 	add(s, a, operation{method: get, path: "/v1/replications/{id}/verifications/{vid}", name: "get-verification", summary: "A verification; {vid} may be latest", scope: scopeRead}, s.getVerification)
 	add(s, a, operation{method: get, path: "/v1/replications/{id}/certificate", name: "get-certificate", summary: "The certificate of its cutover", scope: scopeRead}, s.getCertificate)
 	for _, kind := range askKinds {

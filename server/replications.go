@@ -106,6 +106,9 @@ func (s *Server) getProgress(ctx context.Context, in *replicationInput) (*progre
 		p = *r.Progress
 	}
 	// The state is the authority; the figures may be a moment older.
+	if p.Phase != r.State.Phase {
+		p.Throttled = "" // nothing is read any more, or something else
+	}
 	p.Phase, p.Reason, p.Remedy = r.State.Phase, r.State.Reason, r.State.Remedy
 	return &progressOutput{Body: p}, nil
 }

@@ -47,7 +47,9 @@ type Progress struct {
 	BytesAgain   int64  `json:"bytes_copied_again"` // of work that a kill cut off, what was recorded about a second before
 	AppliedTxns  int64  `json:"applied_transactions"`
 	AppliedRows  int64  `json:"applied_rows"`
-	Blocked      string `json:"blocked,omitempty"` // who is in the way: pid and query
+	Blocked      string `json:"blocked,omitempty"`   // who is in the way: pid and query
+	Throttled    string `json:"throttled,omitempty"` // why reading from the source waits
+	Care         *Care  `json:"care,omitempty"`      // how the source fares
 }
 
 // TableVerification compares one table.

@@ -62,6 +62,7 @@ type Cluster struct {
 	password string
 	port     int
 	user     *runAs // nil: as ourselves
+	standby  bool   // it was made as a standby; read-only sessions are welcome
 
 	mu      sync.Mutex
 	process *process // nil while stopped

@@ -209,7 +209,11 @@ func postmasterPid(data string) int {
 // another pid.
 func (c *Cluster) ready(pid int) bool {
 	lines := pidFile(c.data())
-	return len(lines) > statusLine && strings.TrimSpace(lines[0]) == strconv.Itoa(pid) && strings.TrimSpace(lines[statusLine]) == "ready"
+	if len(lines) <= statusLine || strings.TrimSpace(lines[0]) != strconv.Itoa(pid) {
+		return false
+	}
+	status := strings.TrimSpace(lines[statusLine])
+	return status == "ready" || (c.standby && status == "standby")
 }
 
 func fileSize(path string) int64 {

@@ -3,6 +3,7 @@ package pgcluster
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -84,15 +85,27 @@ func (c *Cluster) dropDatabase(ctx context.Context, name string) error {
 	if c.Pid() == 0 {
 		return nil // the test stopped the server for good
 	}
+	// Before 14 pg_terminate_backend does not wait, so that a slot may be in use for a moment.
 	const dropSlots = `
 		SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = $1 AND active_pid IS NULL`
 	const endSessions = `
-		SELECT pg_terminate_backend(active_pid, 5000) FROM pg_replication_slots WHERE database = $1 AND active_pid IS NOT NULL`
-	if err := c.exec(ctx, endSessions, name); err != nil {
-		return err
-	}
-	if err := c.exec(ctx, dropSlots, name); err != nil {
-		return err
+		SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = $1 AND active_pid IS NOT NULL`
+	const none = `SELECT 1 / (count(*) = 0)::int FROM pg_replication_slots WHERE database = $1`
+	tick := time.NewTicker(2 * pollEvery)
+	defer tick.Stop()
+	for {
+		if err := c.exec(ctx, endSessions, name); err != nil {
+			return err
+		}
+		err := c.exec(ctx, dropSlots, name)
+		if err == nil && c.exec(ctx, none, name) == nil {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("drop the slots of %s: %w", name, errors.Join(context.Cause(ctx), err))
+		case <-tick.C:
+		}
 	}
 	return c.exec(ctx, "DROP DATABASE IF EXISTS "+tenant.QuoteIdent(name)+" WITH (FORCE)")
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strconv"
 	"strings"
@@ -39,6 +40,8 @@ type Spec struct {
 	Freeze   bool      // COPY … FREEZE
 	Text     bool      // text format even where binary is possible
 	Counters *Counters // live figures; may be nil
+	// Pace is told of the bytes as they are read and may wait: the source then stops sending. May be nil.
+	Pace func(ctx context.Context, bytes int) error
 }
 
 // Part is a chunk of a table: the rows of the leaves that satisfy a condition. They are read by a query and written to
@@ -185,7 +188,11 @@ func (c *copying) run(ctx context.Context, fromSource, toTarget string) error {
 
 // read runs the source's COPY and ends the pipes when all is well.
 func (c *copying) read(sql string) error {
-	tag, err := c.spec.Source.CopyTo(c.ctx, c.split, sql)
+	var out io.Writer = c.split
+	if c.spec.Pace != nil {
+		out = &paced{c: c}
+	}
+	tag, err := c.spec.Source.CopyTo(c.ctx, out, sql)
 	if err != nil {
 		return fmt.Errorf("source: %w", err)
 	}

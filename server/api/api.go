@@ -36,6 +36,8 @@
 //	POST   /v1/replications                              StartRequest -> 202 Replication           (challenge)
 //	GET    /v1/replications/{id}                         Replication
 //	GET    /v1/replications/{id}/progress                tenant.Progress
+//	GET    /v1/replications/{id}/throttle                ThrottleStatus
+//	PATCH  /v1/replications/{id}/throttle                ThrottleUpdate -> ThrottleStatus
 //	GET    /v1/replications/{id}/events                  server-sent events: Event; Last-Event-ID resumes
 //	POST   /v1/replications/{id}/pause|resume|cancel|complete   CommandRequest -> 202 Command
 //	POST   /v1/replications/{id}/verify                  CommandRequest -> 202 Command

@@ -24,6 +24,7 @@ type record struct {
 	sourceLabel                                            string
 	source                                                 tenant.DSN
 	options                                                tenant.ReplicationOptions
+	throttle                                               tenant.Throttle
 	state                                                  tenant.State
 	origin                                                 *replicator.Origin
 	shards                                                 []replicator.Shard
@@ -34,9 +35,9 @@ func (s *Supervisor) load(ctx context.Context, id string) (*record, error) {
 	r := &record{id: id}
 	var sealed []byte
 	var options, state, origin, cat []byte
-	err := s.cfg.Pool.QueryRow(ctx, `SELECT database, target_url, slot_name, publication, approved_by, source_label, source_dsn_sealed, options, state, source_identity, catalogue
+	err := s.cfg.Pool.QueryRow(ctx, `SELECT database, target_url, slot_name, publication, approved_by, source_label, source_dsn_sealed, options, state, source_identity, catalogue, throttle
 		FROM rehome_control.replications WHERE id = $1`, id).
-		Scan(&r.database, &r.targetURL, &r.slot, &r.publication, &r.approvedBy, &r.sourceLabel, &sealed, &options, &state, &origin, &cat)
+		Scan(&r.database, &r.targetURL, &r.slot, &r.publication, &r.approvedBy, &r.sourceLabel, &sealed, &options, &state, &origin, &cat, &r.throttle)
 	if err != nil {
 		return nil, fmt.Errorf("read the replication: %w", err)
 	}

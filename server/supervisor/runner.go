@@ -103,6 +103,7 @@ func (r *runner) makeEngine(rec *record) (*replicator.Engine, error) {
 		Replication: r.id, Source: rec.source, Slot: rec.slot, Publication: rec.publication, Shards: rec.shards, Placement: rec.placement,
 		Options: rec.options, Epoch: r.epoch, Pass: r.s.pass(rec.database), Origin: rec.origin, State: rec.state, Journal: r.journal,
 		Gate: gates{pass: r.s.pass(rec.database), replication: r.id}, Logger: r.s.log,
+		Throttle: rec.throttle,
 	})
 }
 
@@ -202,6 +203,7 @@ func (r *runner) serve(ctx context.Context) error {
 		if r.current() == nil {
 			r.startEngine(ctx)
 		}
+		r.followThrottle(ctx)
 		open, err := r.openCommands(ctx)
 		if err != nil && ctx.Err() == nil {
 			r.log.Warn("read commands", "error", err)

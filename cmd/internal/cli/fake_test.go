@@ -29,6 +29,7 @@ type contract struct {
 	tries      map[string]int
 	commands   map[string]api.Command
 	progress   int
+	throttle   tenant.Throttle
 	stats      int
 	connects   int
 }
@@ -92,6 +93,13 @@ func (f *contract) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		answer(w, f.replication())
 	})
 	mux.HandleFunc("GET /v1/replications/rep1/progress", func(w http.ResponseWriter, _ *http.Request) { answer(w, f.nextProgress()) })
+	mux.HandleFunc("GET /v1/replications/rep1/throttle", func(w http.ResponseWriter, _ *http.Request) { answer(w, f.throttled()) })
+	mux.HandleFunc("PATCH /v1/replications/rep1/throttle", func(w http.ResponseWriter, r *http.Request) {
+		u, _ := json.Marshal(body[api.ThrottleUpdate](r))
+		f.throttle = tenant.Throttle{}
+		_ = json.Unmarshal(u, &f.throttle) // the fields have the same names
+		answer(w, f.throttled())
+	})
 	mux.HandleFunc("GET /v1/replications/rep1/events", f.events)
 	mux.HandleFunc("POST /v1/replications/rep1/{verb}", f.command)
 	mux.HandleFunc("GET /v1/commands/{id}", func(w http.ResponseWriter, r *http.Request) {
@@ -150,6 +158,15 @@ func (f *contract) nextProgress() tenant.Progress {
 		}
 	}
 	return p
+}
+
+// throttled is a copy that waits for a standby while its slot is short of room.
+func (f *contract) throttled() api.ThrottleStatus {
+	since := time.Now().Add(-90 * time.Second)
+	return api.ThrottleStatus{
+		Replication: "rep1", Phase: tenant.Copying, Set: f.throttle, Throttled: "standby1 is 80.0 MB behind the source (limit 64.0 MB)",
+		Care: &tenant.Care{Since: &since, CopyJobs: 2, SlotStatus: "extended", SlotLimit: 10e9, SlotSafe: 1e9, WALRate: 1e6, SlotLostSeconds: 1000, Warning: "slot rehome_rep1 loses its WAL in about 16 minutes"},
+	}
 }
 
 func (f *contract) challenge(w http.ResponseWriter, r *http.Request) {

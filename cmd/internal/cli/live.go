@@ -51,6 +51,9 @@ func newLiveProgress(ctx context.Context, a *App) *liveProgress {
 		if p.Blocked != "" {
 			text += " · blocked by: " + p.Blocked
 		}
+		if care := careLine(p); care != "" {
+			text += " · " + care
+		}
 		if p.Remedy != "" {
 			text += " · " + p.Remedy
 		}

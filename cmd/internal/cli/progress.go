@@ -80,6 +80,7 @@ func (a *App) printProgress(p tenant.Progress) {
 	if p.Blocked != "" {
 		a.Print.Textf("%s %s", a.Print.Paint(output.Yellow, "blocked by:"), p.Blocked)
 	}
+	a.printCare(p)
 	if len(p.Tables) > 0 {
 		rows := make([][]string, len(p.Tables))
 		for i, t := range p.Tables {
@@ -180,17 +181,22 @@ type plainProgress struct {
 	a       *App
 	phase   tenant.Phase
 	blocked string
+	care    string
 	text    string
 	at      time.Time
 }
 
 func (v *plainProgress) show(p tenant.Progress) {
 	text := phaseText(p)
-	if p.Phase == v.phase && p.Blocked == v.blocked && (text == v.text || time.Since(v.at) < lineEvery) {
+	care := careLine(p)
+	if p.Phase == v.phase && p.Blocked == v.blocked && strings.Join(careKind(p), "") == v.care && (text == v.text || time.Since(v.at) < lineEvery) {
 		return
 	}
-	v.phase, v.blocked, v.text, v.at = p.Phase, p.Blocked, text, time.Now()
+	v.phase, v.blocked, v.care, v.text, v.at = p.Phase, p.Blocked, strings.Join(careKind(p), ""), text, time.Now()
 	v.a.Print.Textf("%s", text)
+	if care != "" {
+		v.a.Print.Textf("%s", care)
+	}
 	if p.Blocked != "" {
 		v.a.Print.Textf("blocked by: %s", p.Blocked)
 	}

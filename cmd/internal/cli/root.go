@@ -78,7 +78,7 @@ func NewRoot(a *App) *cobra.Command {
 		add(groupInstall, construct(a))
 	}
 	add(groupJourney, newPreflightCommand(a), newStartReplicationCommand(a), newReplicationsCommand(a), newProgressCommand(a),
-		newAskCommand(a, pauseVerb()), newAskCommand(a, resumeVerb()), newAskCommand(a, cancelVerb()), newVerifyCommand(a), newCutoverCommand(a),
+		newAskCommand(a, pauseVerb()), newAskCommand(a, resumeVerb()), newAskCommand(a, cancelVerb()), newThrottleCommand(a), newVerifyCommand(a), newCutoverCommand(a),
 		newRollbackCommand(a), newCompleteCommand(a), newCertificateCommand(a), newRedirectCommand(a), newStatsCommand(a),
 		newDeleteCommand(a), newUndeleteCommand(a))
 	add(groupManage, newAddShardCommand(a), newUpdateShardCommand(a), newRemoveShardCommand(a), newShardsCommand(a), newCreateCommand(a),

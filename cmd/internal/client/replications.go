@@ -34,6 +34,16 @@ func (c *Client) Replication(ctx context.Context, id string) (api.Replication, e
 	return get[api.Replication](ctx, c, pathOf("/v1/replications", id), nil)
 }
 
+// Throttle says what is allowed at the source, and what holds the copy back.
+func (c *Client) Throttle(ctx context.Context, id string) (api.ThrottleStatus, error) {
+	return get[api.ThrottleStatus](ctx, c, pathOf("/v1/replications", id, "throttle"), nil)
+}
+
+// SetThrottle changes what is given.
+func (c *Client) SetThrottle(ctx context.Context, id string, u api.ThrottleUpdate) (api.ThrottleStatus, error) {
+	return send[api.ThrottleStatus](ctx, c, http.MethodPatch, pathOf("/v1/replications", id, "throttle"), u)
+}
+
 // Progress says how far it is.
 func (c *Client) Progress(ctx context.Context, id string) (tenant.Progress, error) {
 	return get[tenant.Progress](ctx, c, pathOf("/v1/replications", id, "progress"), nil)
