@@ -19,6 +19,9 @@ FUZZ_TIME ?= 10s
 SEEDS ?= 5
 REHOME_TORTURE_SECONDS ?= 360
 REHOME_SOAK_SECONDS ?= 1260
+# Random histories of make histories, and the first one's number.
+HISTORIES ?= 300000
+SEED ?= 1
 BENCH_COUNT ?= 6
 BENCH_OUT ?= bin/bench.txt
 
@@ -80,6 +83,10 @@ torture: setup ## Break everything at random under a checked workload: SEEDS=5 r
 .PHONY: soak
 soak: setup ## Steady writes for REHOME_SOAK_SECONDS=1260: slot, memory, files and rows kept must stay flat
 	REHOME_SOAK_SECONDS=$(REHOME_SOAK_SECONDS) go test -count=1 -v -timeout 30h -run '^TestSoak$$' ./internal/e2e
+
+.PHONY: histories
+histories: setup ## Apply HISTORIES random histories to modelled shards, and a hundredth of them on real Postgres
+	REHOME_HISTORIES=$(HISTORIES) REHOME_REAL_HISTORIES=$$(( $(HISTORIES) / 100 )) REHOME_SEED=$(SEED) go test -count=1 -v -timeout 120m -run '^TestHistories' ./replicator
 
 .PHONY: bench
 bench: setup ## Run the micro-benchmarks; keeps the former result and compares with it

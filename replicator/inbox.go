@@ -31,16 +31,18 @@ type inbox struct {
 	ready   chan struct{}
 	space   chan struct{}
 	partial bool // a piece of the open transaction was taken
+
+	groupRows, inboxRows int // the constants, but for tests
 }
 
-// due reports whether an open group is handed out before it is complete: because it is large, or because the reader may
+// due reports whether the open group is handed out before it is complete: because it is large, or because the reader may
 // soon wait for a lane that waits for what it contains.
-func (g *group) due() bool {
-	return g.ordered || g.bytes >= groupBytes || len(g.changes) >= groupRows
+func (b *inbox) due() bool {
+	return b.open.ordered || b.open.bytes >= groupBytes || len(b.open.changes) >= b.groupRows
 }
 
 func newInbox() *inbox {
-	return &inbox{ready: make(chan struct{}, 1), space: make(chan struct{}, 1)}
+	return &inbox{groupRows: groupRows, inboxRows: inboxRows, ready: make(chan struct{}, 1), space: make(chan struct{}, 1)}
 }
 
 func signal(c chan struct{}) {
@@ -61,7 +63,7 @@ func (b *inbox) begin(commit tenant.LSN, at time.Time) {
 func (b *inbox) add(ctx context.Context, c change) error {
 	for {
 		b.mu.Lock()
-		if b.rows < inboxRows && b.bytes < inboxBytes {
+		if b.rows < b.inboxRows && b.bytes < inboxBytes {
 			break
 		}
 		b.mu.Unlock()
@@ -86,7 +88,7 @@ func (b *inbox) add(ctx context.Context, c change) error {
 	b.rows++
 	b.bytes += size
 	b.open.ordered = b.open.ordered || c.gives != nil || c.needs != nil
-	if b.open.due() {
+	if b.due() {
 		signal(b.ready)
 	}
 	return nil
@@ -109,7 +111,7 @@ func (b *inbox) commit(end tenant.LSN, marker string) {
 	g.open, g.end, g.txns, g.marker = false, end, 1, marker
 	b.partial = false
 	if last := b.last(); last != nil && last.marker == "" && marker == "" && last.barrier == nil &&
-		len(last.changes)+len(g.changes) <= groupRows && last.bytes+g.bytes <= groupBytes {
+		len(last.changes)+len(g.changes) <= b.groupRows && last.bytes+g.bytes <= groupBytes {
 		last.changes = append(last.changes, g.changes...)
 		last.bytes += g.bytes
 		last.txns++
@@ -163,7 +165,7 @@ func (b *inbox) take(ctx context.Context, idle time.Duration) (g *group, pos ten
 			g = b.queue[0]
 			b.queue[0] = nil
 			b.queue = b.queue[1:]
-		} else if o := b.open; o != nil && o.due() {
+		} else if o := b.open; o != nil && b.due() {
 			g = o
 			b.open = &group{open: true, commit: o.commit, first: o.first}
 			b.partial = true
