@@ -238,12 +238,12 @@ func (e *Engine) repairAt(ctx context.Context, p repairPiece, report *repairRepo
 // repairReport counts what was repaired.
 type repairReport struct {
 	mu     sync.Mutex
-	tables map[[2]string]*tenant.RepairTable
+	tables map[[2]string]*tenant.RepairedTable
 	left   []string
 }
 
 func newRepairReport() *repairReport {
-	return &repairReport{tables: map[[2]string]*tenant.RepairTable{}}
+	return &repairReport{tables: map[[2]string]*tenant.RepairedTable{}}
 }
 
 func (r *repairReport) count(table, shard string, removed, inserted int64) {
@@ -254,7 +254,7 @@ func (r *repairReport) count(table, shard string, removed, inserted int64) {
 	defer r.mu.Unlock()
 	t := r.tables[[2]string{table, shard}]
 	if t == nil {
-		t = &tenant.RepairTable{Table: table, Shard: shard}
+		t = &tenant.RepairedTable{Table: table, Shard: shard}
 		r.tables[[2]string{table, shard}] = t
 	}
 	t.Removed += removed
@@ -270,14 +270,14 @@ func (r *repairReport) say(why string) {
 	}
 }
 
-func (r *repairReport) result(rounds int) *tenant.Repair {
+func (r *repairReport) result(rounds int) *tenant.RowRepair {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	out := &tenant.Repair{Rounds: rounds, Left: strings.Join(r.left, "; ")}
+	out := &tenant.RowRepair{Rounds: rounds, Left: strings.Join(r.left, "; ")}
 	for _, t := range r.tables {
 		out.Tables = append(out.Tables, *t)
 	}
-	slices.SortFunc(out.Tables, func(a, b tenant.RepairTable) int {
+	slices.SortFunc(out.Tables, func(a, b tenant.RepairedTable) int {
 		return strings.Compare(a.Table+"\x00"+a.Shard, b.Table+"\x00"+b.Shard)
 	})
 	return out

@@ -184,10 +184,10 @@ func TestRepair(t *testing.T) {
 				t.Fatalf("after the repair: %+v\n%+v", v, v.Repair)
 			}
 			t.Logf("repaired in %d rounds: %+v", v.Repair.Rounds, v.Repair.Tables)
-			if c := slices.IndexFunc(v.Repair.Tables, func(rt tenant.RepairTable) bool { return rt.Table == "public.bulk" && rt.Inserted > 500 }); c < 0 {
+			if c := slices.IndexFunc(v.Repair.Tables, func(rt tenant.RepairedTable) bool { return rt.Table == "public.bulk" && rt.Inserted > 500 }); c < 0 {
 				t.Errorf("the count of repaired rows is missing: %+v", v.Repair.Tables)
 			}
-			if slices.ContainsFunc(v.Repair.Tables, func(rt tenant.RepairTable) bool { return rt.Table == "public.busy" }) {
+			if slices.ContainsFunc(v.Repair.Tables, func(rt tenant.RepairedTable) bool { return rt.Table == "public.busy" }) {
 				t.Errorf("a table without fault was touched: %+v", v.Repair.Tables)
 			}
 			stop()

@@ -89,11 +89,16 @@ func (s *Server) ask(kind string) func(context.Context, *askInput) (*commandOutp
 			body = *in.Body
 		}
 		args := api.CommandArgs{Reason: body.Reason}
+		if kind == api.CommandVerify {
+			if args.Verify, err = verifyRequest(body.VerifyRequest); err != nil {
+				return nil, err
+			}
+		}
 		if kind == api.CommandComplete {
 			args.DropFence = body.DropFence
 			note(ctx, "drop_fence", body.DropFence)
 		}
-		if err := fits(r.State, kind); err != nil {
+		if err := fits(r.State, kind); err != nil && !args.Verify.Stop {
 			return nil, err
 		}
 		return s.command(ctx, r, kind, args)

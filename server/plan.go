@@ -105,7 +105,7 @@ func (s *Server) planCutover(ctx context.Context, r api.Replication, in api.Cuto
 	}
 	var finished time.Time
 	var clean bool
-	err = s.pool.QueryRow(ctx, `SELECT id, coalesce(digest, ''), coalesce(clean, false), finished_at FROM rehome_control.verifications
+	err = s.pool.QueryRow(ctx, `SELECT id, coalesce(digest, ''), coalesce(clean, false), least(finished_at, compared_at) FROM rehome_control.verifications
 		WHERE replication = $1 AND finished_at IS NOT NULL ORDER BY finished_at DESC LIMIT 1`, r.ID).Scan(&body.Verification, &body.VerificationDigest, &clean, &finished)
 	const hint = "run rehome verify"
 	switch {

@@ -119,9 +119,9 @@ func (s *Server) getVerification(ctx context.Context, in *verificationInput) (*v
 	}
 	var v *tenant.Verification
 	err := s.pool.QueryRow(ctx, `SELECT result FROM rehome_control.verifications
-		WHERE replication = $1 AND (id = $2 OR $2 = 'latest') AND finished_at IS NOT NULL ORDER BY started_at DESC LIMIT 1`, in.ID, in.VID).Scan(&v)
+		WHERE replication = $1 AND (id = $2 OR $2 = 'latest') AND result IS NOT NULL ORDER BY coalesce(finished_at, (result->>'finished_at')::timestamptz) DESC LIMIT 1`, in.ID, in.VID).Scan(&v)
 	if errors.Is(err, pgx.ErrNoRows) || (err == nil && v == nil) {
-		return nil, tenant.Errorf(tenant.KindNotFound, "verification-not-found", "run rehome verify", "there is no finished verification %q of replication %s", in.VID, in.ID)
+		return nil, tenant.Errorf(tenant.KindNotFound, "verification-not-found", "run rehome verify", "there is no verification %q of replication %s", in.VID, in.ID)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read the verification: %w", err)

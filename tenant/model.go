@@ -50,6 +50,18 @@ type Progress struct {
 	Blocked      string `json:"blocked,omitempty"`   // who is in the way: pid and query
 	Throttled    string `json:"throttled,omitempty"` // why reading from the source waits
 	Care         *Care  `json:"care,omitempty"`      // how the source fares
+
+	Verification *VerificationState `json:"verification,omitempty"`
+}
+
+// VerificationState is how fresh the proof is that both sides are equal.
+type VerificationState struct {
+	ID           string    `json:"id,omitempty"` // of the last one that was finished; empty: none was
+	Clean        bool      `json:"clean"`
+	LSN          LSN       `json:"lsn,omitempty"`
+	ComparedAt   time.Time `json:"compared_at,omitzero"`
+	Continuous   bool      `json:"continuous"`              // it goes on by itself until the cutover
+	EverySeconds float64   `json:"every_seconds,omitempty"` // of the continuous mode
 }
 
 // TableVerification compares one table.
@@ -101,19 +113,19 @@ type Verification struct {
 	Rows        int64               `json:"rows"`   // source rows compared
 	Digest      string              `json:"digest"` // hex SHA-256 over the tables' digests, counts and the position
 	Attempts    int                 `json:"attempts"`
-	Repair      *Repair             `json:"repair,omitempty"`
+	Repair      *RowRepair          `json:"repair,omitempty"`
 	Error       string              `json:"error,omitempty"` // why it could not be finished
 }
 
-// Repair is what was copied again before a verification's result.
-type Repair struct {
-	Rounds int           `json:"rounds"` // of comparing and copying
-	Tables []RepairTable `json:"tables,omitempty"`
-	Left   string        `json:"left,omitempty"` // why something could not be repaired
+// RowRepair is what was copied again before a verification's result.
+type RowRepair struct {
+	Rounds int             `json:"rounds"` // of comparing and copying
+	Tables []RepairedTable `json:"tables,omitempty"`
+	Left   string          `json:"left,omitempty"` // why something could not be repaired
 }
 
-// RepairTable counts the rows of one table that were written anew at one shard.
-type RepairTable struct {
+// RepairedTable counts the rows of one table that were written anew at one shard.
+type RepairedTable struct {
 	Table    string `json:"table"`
 	Shard    string `json:"shard"`
 	Removed  int64  `json:"removed"`  // rows that were there

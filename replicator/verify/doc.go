@@ -30,6 +30,15 @@
 // sides that have them are scanned once more, for hashes. Nothing of what a row holds but its key leaves the databases; a
 // row without key is named by its text.
 //
+// # Parts
+//
+// A large table whose key begins with an integer or a uuid is divided by ranges of that key, the same on both sides; any other
+// table is one part. A part that was found equal is told to the caller, who may give it back when the comparison goes on at a
+// later position: it is not read again then. The result says so: Verification.FirstLSN is the first of its positions,
+// ComparedAt when the comparison at the oldest of them ended, and that is how old a cutover takes it to be. A part that was
+// equal at P1 is equal at P2 as long as the stream applied exactly what lies between and nobody else wrote at the shard, which
+// its fences refuse; a fault that came after P1 is not seen in it.
+//
 // # Schema
 //
 // Before the rows, each shard's schema is compared with the source's: columns, constraints, indexes, triggers and sequences

@@ -302,8 +302,10 @@ type ReplicationStep struct {
 	FinishedAt *time.Time `json:"finished_at,omitempty"`
 }
 
-// CommandRequest asks the worker for something. DropFence belongs to complete.
+// CommandRequest asks the worker for something. DropFence belongs to complete, what is embedded to verify.
 type CommandRequest struct {
+	VerifyRequest
+
 	Reason    string `json:"reason,omitempty"`
 	DropFence bool   `json:"drop_fence,omitempty" doc:"complete: also let the old side accept writes again"`
 }
@@ -330,7 +332,7 @@ type Command struct {
 	CreatedAt   time.Time       `json:"created_at"`
 	StartedAt   *time.Time      `json:"started_at,omitempty"`
 	FinishedAt  *time.Time      `json:"finished_at,omitempty"`
-	Result      json.RawMessage `json:"result,omitempty"` // verify: tenant.Verification; cutover: CutoverReport
+	Result      json.RawMessage `json:"result,omitempty"` // verify: tenant.Verification, or VerifyModeResult; cutover: CutoverReport
 	Error       *Problem        `json:"error,omitempty"`
 }
 

@@ -19,6 +19,8 @@ type CommandArgs struct {
 	MaxPauseMS int64  `json:"max_pause_ms,omitempty"` // cutover, rollback
 	NoWayBack  bool   `json:"no_way_back,omitempty"`  // cutover
 
+	Verify VerifyRequest `json:"verify,omitzero"` // verify
+
 	// What the person approved; a worker that finds something else refuses.
 	ApprovedBy         string `json:"approved_by,omitempty"`
 	Grant              string `json:"grant,omitempty"`

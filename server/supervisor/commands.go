@@ -12,7 +12,6 @@ import (
 	"github.com/rehomedb/rehome/gate"
 	"github.com/rehomedb/rehome/replicator"
 	"github.com/rehomedb/rehome/replicator/catalog"
-	"github.com/rehomedb/rehome/replicator/verify"
 	"github.com/rehomedb/rehome/server/api"
 	"github.com/rehomedb/rehome/tenant"
 )
@@ -21,8 +20,6 @@ const (
 	// cleanUpPatience is how long a cancel keeps trying a source or a shard that cannot be reached before it gives the
 	// command back with what is left to do.
 	cleanUpPatience = time.Minute
-	// verifyPatience is how long a verification waits for a stream that is interrupted.
-	verifyPatience = 5 * time.Minute
 )
 
 // command is a request of a person, as the server recorded it.
@@ -59,9 +56,13 @@ func (r *runner) execute(ctx context.Context, c command, jobs *jobs) error {
 	var err error
 	switch c.Kind {
 	case api.CommandVerify:
+		if c.Args.Verify.Continuous || c.Args.Verify.Stop {
+			result, err = r.setVerifyMode(ctx, c.Args.Verify)
+			break
+		}
 		working := ctx
 		jobs.start(ctx, c.ID, func(ctx context.Context) {
-			v, err := r.verify(ctx)
+			v, err := r.verify(ctx, c)
 			if working.Err() != nil {
 				return // this server stops, or is no longer the owner: the next worker runs it
 			}
@@ -165,54 +166,6 @@ func (r *runner) resume(ctx context.Context) (tenant.State, error) {
 		r.startEngine(ctx)
 	}
 	return st, err
-}
-
-// verify compares both sides and records the result.
-func (r *runner) verify(ctx context.Context) (any, error) {
-	deadline := time.Now().Add(verifyPatience)
-	var lastNote time.Time
-	opts := replicator.VerifyOptions{OnProgress: func(p verify.Progress) {
-		if time.Since(lastNote) < reportBusy {
-			return
-		}
-		lastNote = time.Now()
-		r.journal.Note(ctx, "verifying", map[string]any{"table": p.Table, "tables_done": p.TablesDone, "tables_total": p.TablesTotal, "rows": p.Rows, "rows_total": p.RowsTotal})
-	}}
-	for {
-		if st := r.state(); st.Phase == tenant.Paused || st.Phase.Terminal() {
-			return nil, tenant.Errorf(tenant.KindConflict, "not-streaming", st.Remedy, "the replication is %s: %s", st.Phase, st.Reason)
-		}
-		var v tenant.Verification
-		err := error(tenant.Errorf(tenant.KindUnavailable, "not-streaming", "see: rehome replication-progress", "the replication is not streaming"))
-		if e := r.current(); e != nil {
-			v, err = e.Verify(ctx, opts)
-		}
-		if err == nil {
-			return v, r.saveVerification(ctx, v)
-		}
-		if ctx.Err() != nil || !replicator.IsRetryable(err) || time.Now().After(deadline) {
-			return nil, err
-		}
-		r.log.Warn("verification tries again", "error", err)
-		if pauseFor(ctx, lookEvery) != nil {
-			return nil, err
-		}
-	}
-}
-
-func (r *runner) saveVerification(ctx context.Context, v tenant.Verification) error {
-	raw, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	return pgx.BeginFunc(ctx, r.s.cfg.Pool, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `INSERT INTO rehome_control.verifications (id, replication, started_at, finished_at, lsn, clean, digest, result)
-			VALUES ($1, $2, $3, $4, $5::pg_lsn, $6, $7, $8)`, v.ID, r.id, v.StartedAt, v.FinishedAt, v.LSN.String(), v.Clean, v.Digest, raw)
-		if err != nil {
-			return fmt.Errorf("record the verification: %w", err)
-		}
-		return r.journal.note(ctx, tx, "verified", map[string]any{"verification": v.ID, "clean": v.Clean, "lsn": v.LSN, "rows": v.Rows, "digest": v.Digest, "attempts": v.Attempts})
-	})
 }
 
 // end cancels or completes: everything that was made at the source goes, and for a cancel what was copied too. The phase

@@ -59,6 +59,7 @@ func (r *runner) run(ctx context.Context) (err error) {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return r.s.keepLease(ctx, r.id, r.epoch) })
 	g.Go(func() error { return r.report(ctx) })
+	g.Go(func() error { return r.keepVerified(ctx) })
 	g.Go(func() error {
 		defer r.stopEngine()
 		if err := r.recover(ctx); err != nil {
@@ -311,6 +312,7 @@ func (r *runner) report(ctx context.Context) error {
 }
 
 func (r *runner) publish(ctx context.Context, p tenant.Progress, last *[]byte) error {
+	p.Verification = r.verificationState(ctx)
 	row, err := json.Marshal(p)
 	if err != nil {
 		return err

@@ -98,6 +98,9 @@ func (a *App) printProgress(p tenant.Progress) {
 		}
 		a.Print.Table([]string{"shard", "applied to", "durable to"}, rows)
 	}
+	if v := p.Verification; v != nil {
+		a.Print.Textf("%s", a.verifiedText(*v))
+	}
 	if p.SourceLSN != 0 {
 		a.Print.Textf("source at %s, slot holds %s of WAL; %s transactions with %s rows applied", p.SourceLSN, output.Bytes(float64(p.SlotWAL)),
 			output.Count(p.AppliedTxns), output.Count(p.AppliedRows))
@@ -105,6 +108,22 @@ func (a *App) printProgress(p tenant.Progress) {
 	if p.SpooledBytes > 0 {
 		a.Print.Textf("%s of large transactions that are still open at the source are kept until they end", output.Bytes(float64(p.SpooledBytes)))
 	}
+}
+
+// verifiedText says how fresh the proof is that both sides are equal.
+func (a *App) verifiedText(v tenant.VerificationState) string {
+	text := "not verified yet"
+	if v.ID != "" {
+		text = a.Print.Paint(output.Green, "verified clean") + " at " + v.LSN.String()
+		if !v.Clean {
+			text = a.Print.Paint(output.Red, "verification found differences") + " at " + v.LSN.String()
+		}
+		text += ", compared at " + v.ComparedAt.Format(time.RFC3339)
+	}
+	if v.Continuous {
+		text += fmt.Sprintf("; goes on every %s", time.Duration(v.EverySeconds*float64(time.Second)))
+	}
+	return text
 }
 
 // reached says whether watching ends at this phase, and whether that is a failure.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
@@ -17,7 +18,19 @@ import (
 
 type verifyOptions struct {
 	whichOptions
-	watch, last bool
+	watch, last       bool
+	maxDuration, rest time.Duration
+	jobs              int
+	resume, repair    bool
+	continuous, stop  bool
+	every             time.Duration
+}
+
+func (o verifyOptions) request() api.VerifyRequest {
+	return api.VerifyRequest{
+		MaxDurationMS: o.maxDuration.Milliseconds(), RestMS: o.rest.Milliseconds(), Jobs: o.jobs, Resume: o.resume, Repair: o.repair,
+		Continuous: o.continuous, EveryMS: o.every.Milliseconds(), Stop: o.stop,
+	}
 }
 
 func newVerifyCommand(a *App) *cobra.Command {
@@ -25,7 +38,13 @@ func newVerifyCommand(a *App) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "verify [ID]", Short: "Compare both sides row by row, while both keep moving",
 		Long: "Compare both sides row by row, and their schemas, at one exact position, while both keep moving. Waits for the result; exit code 3 if anything differs.\n" +
-			"With --watch -o json the replication's events are printed while it compares, one a line, and the result as the last line.",
+			"With --watch -o json the replication's events are printed while it compares, one a line, and the result as the last line.\n\n" +
+			"--max-duration bounds it, since its snapshots hold back vacuum on both sides; what was found equal until then is kept, and --resume goes on with the\n" +
+			"rest at a new position. Such a result is as old as its oldest part. --rest spares the servers.\n\n" +
+			"--repair copies rows that differ again, through the stream and fenced like it, and compares what was not equal once more, until both sides are equal;\n" +
+			"it says how many rows were written where. Schemas are not repaired.\n\n" +
+			"--continuous compares again and again, with any server, until the cutover or --stop; differences raise an alarm, and replication-progress shows how fresh\n" +
+			"the result is.",
 		Args: rangeArgs(0, "ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.args(args)
@@ -36,6 +55,17 @@ func newVerifyCommand(a *App) *cobra.Command {
 	o.flags(f)
 	f.BoolVarP(&o.watch, "watch", "w", false, "show each step")
 	f.BoolVar(&o.last, "last", false, "show the last result; compare nothing now")
+	f.DurationVar(&o.maxDuration, "max-duration", 0, "give up after this time, and keep what was found equal for --resume; 0: no bound")
+	f.DurationVar(&o.rest, "rest", 0, "each session rests so long after each table or part, to spare the servers")
+	f.IntVar(&o.jobs, "jobs", 0, "tables compared at the same time; 0: by the machine")
+	f.BoolVar(&o.resume, "resume", false, "go on with the last one that was not finished")
+	f.BoolVar(&o.repair, "repair", false, "copy the rows that differ again, until both sides are equal")
+	f.BoolVar(&o.continuous, "continuous", false, "compare again and again until the cutover")
+	f.DurationVar(&o.every, "every", 0, "with --continuous: so long after the last one; default 5m")
+	f.BoolVar(&o.stop, "stop", false, "end the continuous mode")
+	cmd.MarkFlagsMutuallyExclusive("last", "continuous", "stop")
+	cmd.MarkFlagsMutuallyExclusive("repair", "continuous", "stop")
+	cmd.MarkFlagsMutuallyExclusive("resume", "continuous", "stop")
 	return cmd
 }
 
@@ -52,7 +82,7 @@ func runVerify(ctx context.Context, a *App, o verifyOptions) error {
 		}
 		return a.printVerification(v, false)
 	}
-	cmd, err := t.Ask(ctx, r.ID, "verify", api.CommandRequest{})
+	cmd, err := t.Ask(ctx, r.ID, "verify", api.CommandRequest{VerifyRequest: o.request()})
 	if err != nil {
 		return err
 	}
@@ -61,6 +91,9 @@ func runVerify(ctx context.Context, a *App, o verifyOptions) error {
 		cmd, err = a.waitWithEvents(ctx, t, cmd, r.ID)
 	} else {
 		cmd, err = a.waitCommand(ctx, t, cmd, r.ID)
+	}
+	if o.continuous || o.stop {
+		return a.printVerifyMode(cmd, err)
 	}
 	// A comparison that found differences may come as a refusal together with its result.
 	if len(cmd.Result) > 0 && json.Unmarshal(cmd.Result, &v) == nil && v.ID != "" {
@@ -119,10 +152,10 @@ func (a *App) printVerification(v tenant.Verification, line bool) error {
 		return err
 	}
 	switch {
-	case v.Error != "":
-		return tenant.Errorf(tenant.KindInternal, "verification-failed", "run rehome verify again; what stands above was compared", "the comparison could not be finished: %s", v.Error)
+	case v.Unfinished > 0 || v.Error != "":
+		return tenant.Errorf(tenant.KindTimeout, "verification-unfinished", "go on with it: rehome verify --resume; what stands above was compared", "the comparison could not be finished: %s", v.Error)
 	case !v.Clean:
-		return tenant.Errorf(tenant.KindRefused, "verification-not-clean", "look at the rows by their keys, and at the schema; a cutover is refused until a comparison is clean", "the two sides differ")
+		return tenant.Errorf(tenant.KindRefused, "verification-not-clean", "look at the rows by their keys, and at the schema; rows are mended with rehome verify --repair; a cutover is refused until a comparison is clean", "the two sides differ")
 	}
 	return nil
 }
@@ -164,6 +197,13 @@ func (a *App) verificationText(v tenant.Verification) {
 	if v.MoreSchema > 0 {
 		a.Print.Textf("  schema: and %s differences more", output.Count(v.MoreSchema))
 	}
+	a.repairText(v.Repair)
+	if v.Unfinished > 0 {
+		a.Print.Textf("%s %s tables are not compared, or not all of them", a.Print.Paint(output.Yellow, "unfinished:"), output.Count(int64(v.Unfinished)))
+	}
+	if v.FirstLSN != 0 {
+		a.Print.Textf("gathered from %s on; its oldest part was compared at %s", v.FirstLSN, v.ComparedAt.Format(time.RFC3339))
+	}
 	if v.Clean {
 		a.Print.Textf("%s %s rows equal at %s in %s; digest %s", a.Print.Paint(output.Green, "clean:"), output.Count(v.Rows), v.LSN,
 			output.Millis(float64(v.FinishedAt.Sub(v.StartedAt).Milliseconds())), short12(v.Digest))
@@ -185,3 +225,37 @@ func schemaText(d tenant.SchemaDiff) string {
 }
 
 func short12(s string) string { return s[:min(len(s), 12)] }
+
+func (a *App) repairText(r *tenant.RowRepair) {
+	if r == nil {
+		return
+	}
+	if len(r.Tables) > 0 {
+		rows := make([][]string, len(r.Tables))
+		for i, t := range r.Tables {
+			rows[i] = []string{t.Table, t.Shard, output.Count(t.Removed), output.Count(t.Inserted)}
+		}
+		a.Print.Table([]string{"repaired", "shard", ">removed", ">inserted"}, rows)
+	}
+	if r.Left != "" {
+		a.Print.Textf("%s %s", a.Print.Paint(output.Red, "not repaired:"), r.Left)
+	}
+}
+
+// printVerifyMode says whether verifications go on by themselves.
+func (a *App) printVerifyMode(cmd api.Command, err error) error {
+	if err != nil {
+		return err
+	}
+	var m api.VerifyModeResult
+	if err := json.Unmarshal(cmd.Result, &m); err != nil {
+		return fmt.Errorf("read the answer: %w", err)
+	}
+	return a.Print.Answer(m, func() {
+		if m.Policy == nil {
+			a.Print.Textf("verifications do not go on by themselves")
+			return
+		}
+		a.Print.Textf("verifies %s after the last one, until the cutover; see: rehome replication-progress, rehome verify --last", time.Duration(m.Policy.EveryMS)*time.Millisecond)
+	})
+}
