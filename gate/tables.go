@@ -145,6 +145,17 @@ func closeSQL(tables []Table) string {
 	return b.String()
 }
 
+// FenceTableSQL makes the statements that close one table that is just being made at a shard: each by itself, for whoever
+// makes the table to run them in the same transaction.
+func FenceTableSQL(t tenant.TableName) []string {
+	name := t.Quoted()
+	return []string{
+		"DROP TRIGGER IF EXISTS " + TriggerName + " ON " + name,
+		"CREATE TRIGGER " + TriggerName + " BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON " + name + " FOR EACH STATEMENT EXECUTE FUNCTION rehome.fence()",
+		"ALTER TABLE ONLY " + name + " ENABLE ALWAYS TRIGGER " + TriggerName,
+	}
+}
+
 // openSQL takes the fence out of the way by disabling it: DROP TRIGGER would wait for readers.
 func openSQL(tables []Table) string {
 	var b strings.Builder

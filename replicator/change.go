@@ -17,6 +17,7 @@ const (
 	opUpdate   op = 'U'
 	opDelete   op = 'D'
 	opTruncate op = 'T'
+	opDDL      op = 'X' // statements that change the schema
 )
 
 // relation is a published table as the stream describes it, joined with the catalogue. It is immutable; a new Relation
@@ -44,6 +45,7 @@ const (
 	userTable specialRelation = iota
 	markerTable
 	heartbeatTable
+	ddlTable
 	undescribed // not in the catalogue: a partition, whose rows come as its root's
 )
 
@@ -57,6 +59,7 @@ type change struct {
 	anywhere bool   // delete: not known at which shard the row is, so all look for it; not counted
 	gives    *carry // delete: what the row's new lane needs of it
 	needs    *carry // insert: what the row's old lane gives
+	ddl      *schemaStep
 }
 
 // truncation is a TRUNCATE of one or more tables.
@@ -80,6 +83,7 @@ type group struct {
 	ordered bool       // other lanes wait for a change of it, or it for theirs: strictly in order, and once
 	marker  string     // attempt of a cutover's marker: commit durably and say so
 	barrier *barrier   // nothing to apply: open a snapshot here
+	ddl     bool       // the schema changes: alone, and strictly in order
 }
 
 // arena hands out memory for values in large pieces. What it hands out is never moved.

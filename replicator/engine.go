@@ -43,6 +43,8 @@ type Gate interface {
 	InstallShard(ctx context.Context, conn *pgx.Conn) error
 	// FenceShard closes every table of a shard to all but the engine.
 	FenceShard(ctx context.Context, conn *pgx.Conn) error
+	// FenceTable makes the statements that do so for one table that is just being made.
+	FenceTable(t tenant.TableName) []string
 	// Heartbeat writes a row at the source, so that an idle database's slot advances.
 	Heartbeat(ctx context.Context, conn *pgx.Conn) error
 }
@@ -95,7 +97,8 @@ type Engine struct {
 
 	throttle *throttle
 
-	cat *catalog.Catalogue
+	cat   *catalog.Catalogue
+	shape shapes // what is known of the source's schema while it streams
 
 	mu      sync.Mutex
 	state   tenant.State
@@ -166,9 +169,10 @@ func (e *Engine) Run(ctx context.Context) error {
 		if !IsRetryable(err) {
 			reason, remedy := describe(err)
 			e.log.Error("replication paused", "error", err)
-			if _, err := e.observe(ctx, tenant.Observation{Kind: tenant.SawProblem, Reason: reason, Remedy: remedy}); err != nil {
-				return err
+			if _, oerr := e.observe(ctx, tenant.Observation{Kind: tenant.SawProblem, Reason: reason, Remedy: remedy}); oerr != nil {
+				return oerr
 			}
+			e.noteAsked(ctx, err)
 			return nil
 		}
 		if time.Since(began) > time.Minute {

@@ -34,6 +34,7 @@ func TestDeferrableKeys(t *testing.T) {
 func TestChangedTypesPause(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, 1, tenant.ReplicationOptions{}, `CREATE TABLE items (realm_id text NOT NULL, id int PRIMARY KEY, price numeric(10,2), ratio real);`)
+	r.asOwner()
 	_, stop := r.start()
 	r.waitPhase(tenant.InSync)
 	for i, c := range []struct{ column, now string }{{"price", "numeric(12,4)"}, {"ratio", "double precision"}} {

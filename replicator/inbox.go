@@ -84,6 +84,7 @@ func (b *inbox) add(ctx context.Context, c change) error {
 		c.old = b.arena.tuple(c.old)
 	}
 	b.open.changes = append(b.open.changes, c)
+	b.open.ddl = b.open.ddl || c.op == opDDL
 	b.open.bytes += size
 	b.rows++
 	b.bytes += size
@@ -110,7 +111,7 @@ func (b *inbox) commit(end tenant.LSN, marker string) {
 	}
 	g.open, g.end, g.txns, g.marker = false, end, 1, marker
 	b.partial = false
-	if last := b.last(); last != nil && last.marker == "" && marker == "" && last.barrier == nil &&
+	if last := b.last(); last != nil && last.marker == "" && marker == "" && last.barrier == nil && !last.ddl && !g.ddl &&
 		len(last.changes)+len(g.changes) <= b.groupRows && last.bytes+g.bytes <= groupBytes {
 		last.changes = append(last.changes, g.changes...)
 		last.bytes += g.bytes
@@ -167,7 +168,7 @@ func (b *inbox) take(ctx context.Context, idle time.Duration) (g *group, pos ten
 			b.queue = b.queue[1:]
 		} else if o := b.open; o != nil && b.due() {
 			g = o
-			b.open = &group{open: true, commit: o.commit, first: o.first}
+			b.open = &group{open: true, commit: o.commit, first: o.first, ddl: o.ddl}
 			b.partial = true
 		}
 		if g != nil {

@@ -182,7 +182,7 @@ func (l *lane) apply(ctx context.Context, g *group) error {
 		l.current = time.Time{}
 		l.mu.Unlock()
 	}()
-	if g.open || g.ordered || len(g.changes) < minSet {
+	if g.open || g.ordered || g.ddl || len(g.changes) < minSet {
 		return l.applyOnce(ctx, g, false)
 	}
 	err := l.applyOnce(ctx, g, true)

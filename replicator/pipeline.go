@@ -83,6 +83,8 @@ func (r *pipelineRun) changes(ctx context.Context, cs []change) error {
 
 func (r *pipelineRun) change(ctx context.Context, c *change) error {
 	switch {
+	case c.op == opDDL:
+		return r.schema(c)
 	case c.gives != nil:
 		return r.give(ctx, c)
 	case c.needs != nil:
@@ -98,7 +100,7 @@ func (r *pipelineRun) change(ctx context.Context, c *change) error {
 // sets sends changes as statements over arrays where that is possible.
 func (r *pipelineRun) sets(ctx context.Context, cs []change) error {
 	for _, run := range planRuns(cs) {
-		if run.op == 0 || run.op == opTruncate || len(run.rows) < minSet {
+		if run.op == 0 || run.op == opTruncate || run.op == opDDL || len(run.rows) < minSet {
 			for _, c := range run.rows {
 				if err := r.change(ctx, c); err != nil {
 					return err
@@ -190,6 +192,9 @@ func (r *pipelineRun) explain(w expected, err error) error {
 	}
 	if w.change == nil || IsRetryable(pe) {
 		return pe
+	}
+	if w.change.op == opDDL {
+		return ddlFailed(r.l.shard.Name, w.change.ddl, pe)
 	}
 	if pe.Code[:2] == "23" {
 		return errDivergence(r.l.shard.Name, w.change, "cannot be written: "+pe.Message)

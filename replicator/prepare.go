@@ -67,7 +67,14 @@ func (e *Engine) prepare(ctx context.Context) error {
 	if err := e.stillOwned(ctx); err != nil {
 		return err
 	}
-	if err := e.src.publish(ctx, cat); err != nil {
+	follow, err := e.followDDL(ctx)
+	if err != nil {
+		return err
+	}
+	if err := e.stillOwned(ctx); err != nil {
+		return err
+	}
+	if err := e.src.publish(ctx, cat, follow); err != nil {
 		return err
 	}
 	if err := e.stillOwned(ctx); err != nil {
@@ -81,8 +88,15 @@ func (e *Engine) prepare(ctx context.Context) error {
 	if cat, err = e.describeAgain(ctx, snap, cat); err != nil {
 		return err
 	}
+	doc, err := e.firstShape(ctx, snap, cat, follow)
+	if err != nil {
+		return err
+	}
 	err = e.eachShard(ctx, "setup", func(_ Shard, c *pgx.Conn) error {
-		return seedProgress(ctx, c, e.cfg.Replication, e.cfg.Epoch, snap.lsn)
+		if err := seedProgress(ctx, c, e.cfg.Replication, e.cfg.Epoch, snap.lsn); err != nil {
+			return err
+		}
+		return doc.seed(ctx, c, e.cfg.Replication)
 	})
 	if err != nil {
 		return err

@@ -27,8 +27,11 @@ func (e *Engine) relate(ctx context.Context, m pgoutput.Relation, former *relati
 	}
 	if m.Namespace == "rehome" {
 		rel.special = heartbeatTable
-		if m.Name == "marker" {
+		switch m.Name {
+		case "marker":
 			rel.special = markerTable
+		case "ddl":
+			rel.special = ddlTable
 		}
 		for _, c := range m.Columns {
 			rel.columns = append(rel.columns, catalog.Column{Name: c.Name})
@@ -48,6 +51,7 @@ func (e *Engine) relate(ctx context.Context, m pgoutput.Relation, former *relati
 			return nil, err
 		}
 		columns = table.Copied()
+		e.reshape(table)
 	}
 	rel.table = table
 	for i, mc := range m.Columns {

@@ -141,6 +141,8 @@ func (gates) InstallShard(ctx context.Context, c *pgx.Conn) error {
 	return gate.InstallShard(ctx, c, pass)
 }
 
+func (gates) FenceTable(t tenant.TableName) []string { return gate.FenceTableSQL(t) }
+
 func (gates) FenceShard(ctx context.Context, c *pgx.Conn) error {
 	_, err := gate.FenceShardTables(ctx, c)
 	return err

@@ -51,9 +51,9 @@ func planRuns(cs []change) []*changeRun {
 	}
 	for i := range cs {
 		c := &cs[i]
-		if c.op == opTruncate {
+		if c.op == opTruncate || c.op == opDDL {
 			flush()
-			out = append(out, &changeRun{rel: c.rel, op: opTruncate, rows: []*change{c}})
+			out = append(out, &changeRun{rel: c.rel, op: c.op, rows: []*change{c}})
 			continue
 		}
 		oid := c.rel.table.OID

@@ -73,6 +73,12 @@ CREATE TABLE IF NOT EXISTS rehome.copied_again (
 	rows        bigint NOT NULL,
 	bytes       bigint NOT NULL
 );
+CREATE TABLE IF NOT EXISTS rehome.shape (
+	replication text PRIMARY KEY,
+	at_slot     json NOT NULL,
+	doc         json NOT NULL,
+	asked       pg_lsn
+);
 CREATE OR REPLACE FUNCTION rehome.advance(r text, e bigint, last bigint, last_lsn pg_lsn, new_lsn pg_lsn) RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog AS $$
 BEGIN
@@ -116,7 +122,7 @@ func UninstallShard(ctx context.Context, conn *pgx.Conn, replication string) err
 		if err != nil || !others {
 			return err
 		}
-		for _, table := range []string{"progress", "copied", "chunks", "unfinished", "copied_again", "carry", "applier"} {
+		for _, table := range []string{"progress", "copied", "chunks", "unfinished", "copied_again", "carry", "shape", "applier"} {
 			if _, err := tx.Exec(ctx, `DELETE FROM rehome.`+table+` WHERE replication = $1`, replication); err != nil {
 				return err
 			}
@@ -124,7 +130,7 @@ func UninstallShard(ctx context.Context, conn *pgx.Conn, replication string) err
 		if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM rehome.applier)`).Scan(&others); err != nil || others {
 			return err
 		}
-		_, err = tx.Exec(ctx, `DROP FUNCTION IF EXISTS rehome.advance; DROP TABLE IF EXISTS rehome.progress, rehome.copied, rehome.chunks, rehome.unfinished, rehome.copied_again, rehome.carry, rehome.applier, rehome.ddl_done, rehome.ddl_later`)
+		_, err = tx.Exec(ctx, `DROP FUNCTION IF EXISTS rehome.advance; DROP TABLE IF EXISTS rehome.progress, rehome.copied, rehome.chunks, rehome.unfinished, rehome.copied_again, rehome.carry, rehome.shape, rehome.applier, rehome.ddl_done, rehome.ddl_later`)
 		return err
 	})
 	if err != nil {

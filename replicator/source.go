@@ -67,7 +67,7 @@ func (d *direct) identify(ctx context.Context) (identity, error) {
 }
 
 // publish makes the publication of the catalogue's tables and Rehome's own.
-func (d *direct) publish(ctx context.Context, cat *catalog.Catalogue) error {
+func (d *direct) publish(ctx context.Context, cat *catalog.Catalogue, ddl bool) error {
 	c, err := d.conn(ctx, "setup")
 	if err != nil {
 		return err
@@ -83,6 +83,9 @@ func (d *direct) publish(ctx context.Context, cat *catalog.Catalogue) error {
 		}
 	}
 	names = append(names, `rehome.marker`, `rehome.heartbeat`)
+	if ddl {
+		names = append(names, `rehome.ddl`)
+	}
 	pub := tenant.QuoteIdent(d.publication)
 	err = pgx.BeginFunc(ctx, c, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "DROP PUBLICATION IF EXISTS "+pub); err != nil {
@@ -101,6 +104,7 @@ func (d *direct) publish(ctx context.Context, cat *catalog.Catalogue) error {
 // lives as long as its session, which must do nothing else.
 type view struct {
 	lsn  tenant.LSN
+	cat  *catalog.Catalogue // what is replicated at that position, where it was asked for
 	name string
 	conn *pgconn.PgConn
 }

@@ -61,6 +61,26 @@ func (s *stats) reset(cat *catalog.Catalogue) {
 	}
 }
 
+// follow adds and drops tables as the source does while it streams: those that came up need no copy.
+func (s *stats) follow(cat *catalog.Catalogue) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	was := s.byOID
+	s.tables, s.byOID = nil, map[uint32]*tableStat{}
+	for i := range cat.Tables {
+		t := &cat.Tables[i]
+		ts := was[t.OID]
+		if ts == nil {
+			ts = &tableStat{state: "done", live: map[*snapshot.Counters]bool{}}
+		}
+		ts.mu.Lock()
+		ts.name = t.Name.String()
+		ts.mu.Unlock()
+		s.tables = append(s.tables, ts)
+		s.byOID[t.OID] = ts
+	}
+}
+
 func (s *stats) table(t *catalog.Table) *tableStat {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgproto3"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/rehomedb/rehome/replicator/catalog"
 	"github.com/rehomedb/rehome/replicator/pgoutput"
 	"github.com/rehomedb/rehome/tenant"
 )
@@ -45,6 +46,7 @@ type stream struct {
 	marker   string
 	foreign  string // while watching: a table that was written
 	carries  carryCount
+	ddl      ddlState
 
 	ackNow chan struct{}
 	ended  chan struct{} // closed when the stream is over
@@ -252,8 +254,15 @@ func (s *stream) message(ctx context.Context, m *pgoutput.Message) error {
 				s.marker = markerAttempt(rel, m.New)
 			}
 			return nil
+		case rel.special == ddlTable:
+			if m.Kind == pgoutput.Insert {
+				return s.ddlRow(ctx, rel, m.New)
+			}
+			return nil
 		case rel.special == heartbeatTable, s.commit < rel.skip:
 			return nil
+		case rel.special == undescribed && !catalog.Included(s.e.cfg.Options, rel.name):
+			return nil // published, but left out by the options
 		case rel.special == undescribed:
 			return stop("unknown-table", "cancel the replication and start it again", "table %s is published but was not there when the replication began", rel.name)
 		case s.watching:
@@ -282,6 +291,7 @@ func (s *stream) begin(ctx context.Context, commit tenant.LSN, at time.Time) err
 	s.begun = commit // under the same lock: a barrier that comes later must find that it is too late
 	s.mu.Unlock()
 	s.inTx, s.commit, s.marker, s.foreign = true, commit, "", ""
+	s.ddl = ddlState{}
 	s.watching = s.e.sourceClosed()
 	for i, l := range s.lanes {
 		s.skip[i] = commit < l.start
@@ -293,6 +303,9 @@ func (s *stream) begin(ctx context.Context, commit tenant.LSN, at time.Time) err
 }
 
 func (s *stream) commitTx(ctx context.Context, m *pgoutput.Message) error {
+	if err := s.endDDL(ctx); err != nil {
+		return err
+	}
 	s.inTx = false
 	for i, l := range s.lanes {
 		if s.skip[i] {
@@ -374,6 +387,7 @@ func (s *stream) hold() (release func()) {
 // barrier is a position at which every lane stops, just long enough to open a snapshot of its shard, or to repair rows.
 type barrier struct {
 	at   tenant.LSN
+	cat  *catalog.Catalogue // the source's at that position
 	open func(ctx context.Context, l *lane) error
 	most time.Duration // that a lane waits for open; 0: barrierOpen
 	mu   sync.Mutex
@@ -432,6 +446,7 @@ func (s *stream) placeBarriers(next tenant.LSN) {
 			rest = append(rest, b)
 			continue
 		}
+		b.cat = s.e.Catalogue()
 		for _, l := range s.lanes {
 			l.in.barrier(b)
 		}

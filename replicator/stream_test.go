@@ -179,6 +179,7 @@ func TestSlotTrouble(t *testing.T) {
 func TestChangedShapePausesAndGoesOn(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, 2, tenant.ReplicationOptions{}, itemsDDL)
+	r.asOwner()
 	_, stop := r.start()
 	r.waitPhase(tenant.InSync)
 	exec(t, r.srcDB, `ALTER TABLE items ADD COLUMN extra text`)
@@ -194,8 +195,15 @@ func TestChangedShapePausesAndGoesOn(t *testing.T) {
 	if _, err := r.jour.Observe(t.Context(), tenant.Observation{Kind: tenant.AskedResume}); err != nil {
 		t.Fatal(err)
 	}
-	r.start()
+	e, stop := r.start()
 	eventually(t, "the row of the new shape arrives", func() bool { return r.total(`SELECT count(*) FROM items WHERE extra = 'new'`) == 1 })
+	r.verifyClean(e)
+	stop()
+	e, _ = r.start() // with what the shards remember
+	eventually(t, "it streams again and is the same", func() bool {
+		v, err := e.Verify(t.Context(), replicator.VerifyOptions{})
+		return err == nil && v.Clean
+	})
 }
 
 // TestFinishedTablesAreNotCopiedAgain stops the copy while one table is done and another cannot be.

@@ -107,6 +107,7 @@ func TestLargeTransactionAbortedInASavepoint(t *testing.T) {
 func TestShapeWithinAStreamedTransaction(t *testing.T) {
 	t.Parallel()
 	r := newRigOn(t, streamingCluster(t), 2, tenant.ReplicationOptions{}, streamedTable+fillBig(1, 10))
+	r.asOwner()
 	e, _ := r.start()
 	r.waitPhase(tenant.InSync)
 	exec(t, r.srcDB, "BEGIN")

@@ -49,7 +49,7 @@ func (e *Engine) streamOnce(ctx context.Context) error {
 	if err := e.checkOrigin(ctx); err != nil {
 		return err
 	}
-	if err := e.noteCopied(ctx); err != nil {
+	if err := e.loadShape(ctx, s); err != nil {
 		return err
 	}
 	if err := e.checkPositions(ctx, s); err != nil {

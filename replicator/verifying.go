@@ -195,6 +195,7 @@ func (e *Engine) reachTogether(ctx context.Context, s *stream, hold bool, most t
 	defer cancel()
 	select {
 	case <-b.done:
+		at.cat = b.cat
 		return at, b.err
 	case <-s.ended:
 		return at, tenant.Errorf(tenant.KindUnavailable, "stream-ended", "try again", "the stream was interrupted while the position was being opened")
@@ -216,7 +217,7 @@ func (p *positionView) openShard(ctx context.Context, shard string) error {
 
 func (e *Engine) compare(ctx context.Context, at *positionView, opts VerifyOptions) (tenant.Verification, error) {
 	in := verify.Input{
-		Catalogue: e.cat, Placement: e.cfg.Placement, LSN: at.source.lsn, Jobs: opts.Jobs, MaxDiffs: opts.MaxDiffs, OnProgress: opts.OnProgress, Accepted: e.cfg.Options.Accept,
+		Catalogue: at.source.cat, Placement: e.cfg.Placement, LSN: at.source.lsn, Jobs: opts.Jobs, MaxDiffs: opts.MaxDiffs, OnProgress: opts.OnProgress, Accepted: e.cfg.Options.Accept,
 		MaxDuration: opts.MaxDuration, Pause: opts.Rest, Done: opts.Done, OnPart: opts.OnPart, OnDiff: opts.onDiff,
 		Source: func(ctx context.Context) (*pgx.Conn, error) { return e.src.reader(ctx, at.source.name, "verify") },
 		Shards: map[string]verify.Sessions{},
@@ -245,6 +246,6 @@ func (e *Engine) compare(ctx context.Context, at *positionView, opts VerifyOptio
 	}
 	defer closeSoon(c)
 	// Sequences are not transactional: their values are those of now, set at the shards only at the cutover.
-	v.Sequences, err = catalog.ReadSequences(ctx, c, e.cat)
+	v.Sequences, err = catalog.ReadSequences(ctx, c, at.source.cat)
 	return v, err
 }

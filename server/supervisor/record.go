@@ -263,6 +263,9 @@ func (g gates) InstallShard(ctx context.Context, c *pgx.Conn) error {
 	return gate.InstallShard(ctx, c, g.pass)
 }
 
+// FenceTable implements replicator.Gate.
+func (g gates) FenceTable(t tenant.TableName) []string { return gate.FenceTableSQL(t) }
+
 func (g gates) FenceShard(ctx context.Context, c *pgx.Conn) error {
 	_, err := gate.FenceShardTables(ctx, c)
 	return err

@@ -1,0 +1,283 @@
+package replicator
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/rehomedb/rehome/replicator/ddl"
+	"github.com/rehomedb/rehome/replicator/pgoutput"
+	"github.com/rehomedb/rehome/tenant"
+)
+
+// schemaStep is what one command at the source means for a shard, or, with doc, the state that a transaction leaves.
+type schemaStep struct {
+	tag string
+	sql []string
+	doc []byte
+}
+
+// ddlState is what the transaction that is being read did to the schema.
+type ddlState struct {
+	dirty     bool
+	rewritten map[uint32]int // tables that the next command's row is about -> reasons
+	fresh     []uint32       // to be looked at when the transaction ends
+	applied   []map[string]any
+}
+
+// ddlRow takes a row of rehome.ddl: what a command left is compared with what is known, and the statements that follow go
+// to every lane in their place.
+func (s *stream) ddlRow(ctx context.Context, rel *relation, row pgoutput.Tuple) error {
+	field := func(name string) string {
+		for i, c := range rel.columns {
+			if c.Name == name && i < len(row) && row[i].Kind == pgoutput.Text {
+				return string(row[i].Data)
+			}
+		}
+		return ""
+	}
+	tag, query, state := field("tag"), field("query"), []byte(field("state"))
+	switch field("kind") {
+	case "rewrite":
+		var r struct {
+			OID    uint32 `json:"oid"`
+			Reason int    `json:"reason"`
+		}
+		if err := json.Unmarshal(state, &r); err != nil {
+			return fmt.Errorf("stream: a row of rehome.ddl: %w", err)
+		}
+		if s.ddl.rewritten == nil {
+			s.ddl.rewritten = map[uint32]int{}
+		}
+		s.ddl.rewritten[r.OID] |= r.Reason
+		return nil
+	case "unknown":
+		var r struct {
+			Error string `json:"error"`
+		}
+		_ = json.Unmarshal(state, &r) // what went wrong is for showing
+		return s.ask(stop("ddl-unknown", "bring the shards to the source's schema, then: rehome resume-replication",
+			"what %s did at the source could not be recorded there: %s. The command: %s", tag, r.Error, query))
+	}
+	shape := s.e.shape.doc.Shape
+	if shape == nil {
+		return nil // it was not known when the slot was made: the tables' descriptions tell
+	}
+	var r ddl.Row
+	if err := json.Unmarshal(state, &r); err != nil {
+		return fmt.Errorf("stream: a row of rehome.ddl: %w", err)
+	}
+	ch := ddl.Apply(shape, s.e.shape.doc.Catalogue, &r, s.ddl.rewritten, ddl.Options{
+		Replication: s.e.cfg.Options, Shards: len(s.lanes), Publication: s.e.cfg.Publication, Settings: textSettings, Fence: s.e.cfg.Gate.FenceTable,
+	})
+	if s.watching {
+		if len(ch.SQL) > 0 {
+			s.foreign = "the schema (" + tag + ")"
+		}
+		return nil
+	}
+	if len(ch.Problems) > 0 {
+		p := ch.Problems[0]
+		if err := s.ask(stop("ddl-by-hand", p.Remedy, "%s. The command at the source: %s", p.Message, query)); err != nil {
+			return err
+		}
+	}
+	if len(r.Tables) > 0 {
+		s.ddl.rewritten = nil
+	}
+	if len(ch.SQL) == 0 && len(ch.Notes) == 0 && !ch.Renewed {
+		return nil
+	}
+	s.ddl.applied = append(s.ddl.applied, map[string]any{"command": tag, "source": query, "statements": ch.SQL, "notes": ch.Notes})
+	if !ch.Renewed {
+		return nil
+	}
+	s.e.setShape(shapeDoc{Catalogue: ch.Catalogue, Shape: ch.Shape})
+	s.ddl.dirty = true
+	s.ddl.fresh = append(s.ddl.fresh, ch.New...)
+	if len(ch.SQL) == 0 {
+		return nil
+	}
+	return s.toAll(ctx, &schemaStep{tag: tag, sql: ch.SQL})
+}
+
+func (s *stream) toAll(ctx context.Context, step *schemaStep) error {
+	for i := range s.lanes {
+		if err := s.add(ctx, i, change{op: opDDL, ddl: step}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ask pauses the replication before the transaction that is being read, unless a person resumed it here already, or every
+// shard has the transaction.
+func (s *stream) ask(err *tenant.Error) error {
+	if s.watching || s.e.shape.asked == s.commit {
+		return nil
+	}
+	for _, skip := range s.skip {
+		if !skip {
+			s.e.shape.stopped = s.commit
+			return err
+		}
+	}
+	return nil
+}
+
+// endDDL ends a transaction that changed the schema: tables that came up must be ones whose rows can be routed, and each
+// shard keeps the state that the transaction leaves, together with the position behind it.
+func (s *stream) endDDL(ctx context.Context) error {
+	dirty := s.ddl.dirty || s.e.shape.renewed
+	if !dirty && len(s.ddl.applied) == 0 {
+		return nil
+	}
+	for _, oid := range s.ddl.fresh {
+		if err := s.checkNew(ctx, oid); err != nil {
+			return err
+		}
+	}
+	behind := false
+	for _, skip := range s.skip {
+		behind = behind || !skip
+	}
+	if !behind {
+		s.e.shape.renewed = false
+		return nil
+	}
+	if dirty && !s.watching {
+		raw, err := json.Marshal(s.e.shape.doc)
+		if err != nil {
+			return fmt.Errorf("stream: %w", err)
+		}
+		if err := s.toAll(ctx, &schemaStep{doc: raw}); err != nil {
+			return err
+		}
+		if err := s.e.saveCatalogue(ctx); err != nil {
+			return err
+		}
+		s.e.shape.renewed = false
+	}
+	for _, a := range s.ddl.applied {
+		s.e.cfg.Journal.Note(ctx, "ddl", a)
+	}
+	return nil
+}
+
+// checkNew pauses for a table whose rows could not be carried, before its first row, unless the source has dropped it
+// since.
+func (s *stream) checkNew(ctx context.Context, oid uint32) error {
+	shape := s.e.shape.doc.Shape
+	t, cat := shape.Tables[oid], s.e.shape.doc.Catalogue.Table(oid)
+	if t == nil || cat == nil || s.watching {
+		return nil
+	}
+	published := false
+	for _, p := range t.Published {
+		published = published || p == s.e.cfg.Publication
+	}
+	var err *tenant.Error
+	switch {
+	case !published && cat.Identity.None():
+		err = stop("table-without-identity", "give it a primary key at the source (ALTER TABLE … ADD PRIMARY KEY), or drop it there; then: rehome resume-replication",
+			"table %s was made at the source without a primary key: its rows cannot be replicated", cat.Name)
+	case !published:
+		err = stop("table-not-published", "at the source, as the table's owner: ALTER PUBLICATION "+tenant.QuoteIdent(s.e.cfg.Publication)+" ADD TABLE "+cat.Name.Quoted()+"; then: rehome resume-replication",
+			"table %s was made at the source and could not be published: %s", cat.Name, t.Failed)
+	case len(s.lanes) > 1 && !cat.Sharded() && s.e.isNew(oid) && !s.e.declaredReference(cat.Name):
+		return s.unlessDropped(ctx, oid, stop("table-without-realm", "drop it at the source and make it with the realm key, or start the replication again with --reference; then: rehome resume-replication",
+			"table %s was made at the source without the realm key: its rows cannot be routed", cat.Name))
+	case len(s.lanes) > 1 && cat.Sharded() && !cat.Identity.Has(cat.RealmKey):
+		return s.unlessDropped(ctx, oid, stop("identity-without-realm", "make the realm key part of its primary key at the source, or drop it there; then: rehome resume-replication",
+			"the replica identity of table %s does not contain its realm key %s: its rows cannot be routed", cat.Name, cat.RealmKey))
+	default:
+		return nil
+	}
+	if s.e.shape.asked == s.commit {
+		return s.unlessMended(ctx, oid, err)
+	}
+	return s.unlessDropped(ctx, oid, err)
+}
+
+// unlessDropped lets a table pass that the source does not have any more, and else asks.
+func (s *stream) unlessDropped(ctx context.Context, oid uint32, err *tenant.Error) error {
+	there, _, lerr := s.lookUp(ctx, oid)
+	if lerr != nil || !there {
+		return lerr
+	}
+	return s.ask(err)
+}
+
+// unlessMended lets a table pass that is published by now.
+func (s *stream) unlessMended(ctx context.Context, oid uint32, err *tenant.Error) error {
+	there, published, lerr := s.lookUp(ctx, oid)
+	if lerr != nil || !there || published {
+		return lerr
+	}
+	s.e.shape.stopped = s.commit
+	return err
+}
+
+func (s *stream) lookUp(ctx context.Context, oid uint32) (there, published bool, err error) {
+	c, err := s.e.src.conn(ctx, "watch")
+	if err != nil {
+		return false, false, err
+	}
+	defer closeSoon(c)
+	err = c.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_class WHERE oid = $1), EXISTS (SELECT FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
+		WHERE r.prrelid = $1 AND p.pubname = $2)`, oid, s.e.cfg.Publication).Scan(&there, &published)
+	return there, published, err
+}
+
+// schema sends the statements of a change of the schema, each by itself: the protocol takes one statement at a time,
+// whatever a definition contains.
+func (r *pipelineRun) schema(c *change) error {
+	for _, sql := range c.ddl.sql {
+		r.p.SendQueryParams(sql, nil, nil, nil, nil)
+		r.want = append(r.want, expected{change: c})
+	}
+	if c.ddl.doc != nil {
+		r.p.SendQueryParams(`UPDATE rehome.shape SET doc = $2 WHERE replication = $1`, [][]byte{[]byte(r.l.replication), c.ddl.doc}, nil, nil, nil)
+		r.want = append(r.want, expected{change: c})
+	}
+	return r.results()
+}
+
+// ddlFailed is a statement that a shard refuses. Nothing of its transaction is applied there.
+func ddlFailed(shard string, step *schemaStep, pe *pgconn.PgError) error {
+	detail := pe.Message
+	if pe.Detail != "" {
+		detail += " (" + pe.Detail + ")"
+	}
+	return stop("ddl-failed", "mend the cause at the shard, or run these statements there by hand; then: rehome resume-replication",
+		"shard %s refused a change of the schema (%s): %s (SQLSTATE %s). The statements: %s", shard, step.tag, detail, pe.Code, strings.Join(step.sql, "; "))
+}
+
+// asking are the codes of pauses that a person's resume answers.
+func asking(err error) bool {
+	te, ok := errors.AsType[*tenant.Error](err)
+	return ok && (strings.HasPrefix(te.Code, "ddl-") || strings.HasPrefix(te.Code, "table-") || te.Code == "identity-without-realm")
+}
+
+// noteAsked remembers at the shards that the replication was paused before a transaction, after the pause was recorded: a
+// server that dies in between asks again.
+func (e *Engine) noteAsked(ctx context.Context, err error) {
+	at := e.shape.stopped
+	if at == 0 || !asking(err) {
+		return
+	}
+	for _, sh := range e.cfg.Shards {
+		c, err := e.shardSession(ctx, sh, "setup")
+		if err == nil {
+			_, err = c.Exec(ctx, `UPDATE rehome.shape SET asked = $2::pg_lsn WHERE replication = $1`, e.cfg.Replication, at.String())
+			closeSoon(c)
+		}
+		if err != nil {
+			e.log.Warn("remember a pause at a shard; it will be asked for again", "shard", sh.Name, "error", err)
+		}
+	}
+}
