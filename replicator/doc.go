@@ -29,6 +29,8 @@
 //   - The slot is acknowledged only up to the least position that every shard has on disk, never within a transaction.
 //   - Large values that the source did not send, of a row that moves to another shard, are carried from lane to lane
 //     (carry.go). A lane waits for another only to have done something earlier in the stream, so none wait in a circle.
+//   - A shard's rows, its schema and what it knows of the source's schema (rehome.shape) change together: a change of the
+//     schema is applied in its place in the stream, alone, in the transaction that records it (package ddl, shape.go).
 //   - A table copied under a later snapshot than the slot's carries a watermark: commits before it are in the copy and
 //     are skipped for that table.
 //   - Nothing is overwritten to make an error go away: a conflict or a missing row is divergence and pauses the

@@ -16,7 +16,7 @@ import (
 // Permitted reports whether the session's role may create event triggers: superusers may, and on managed servers others
 // as well. It tries and takes it back; nothing is left.
 func Permitted(ctx context.Context, conn *pgx.Conn) (bool, error) {
-	tx, err := conn.Begin(ctx)
+	tx, err := conn.BeginTx(ctx, pgx.TxOptions{AccessMode: pgx.ReadWrite})
 	if err != nil {
 		return false, err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/jackc/pgx/v5"
@@ -236,14 +237,8 @@ func each[T any](ctx context.Context, conn *pgx.Conn, sql string, f func(*T), ar
 // clone copies the maps; what they point to is never changed.
 func (s *Shape) clone() *Shape {
 	out := &Shape{Tables: make(map[uint32]*Table, len(s.Tables)), Enums: make(map[uint32]*Enum, len(s.Enums)), Sequences: make(map[uint32]*Sequence, len(s.Sequences))}
-	for k, v := range s.Tables {
-		out.Tables[k] = v
-	}
-	for k, v := range s.Enums {
-		out.Enums[k] = v
-	}
-	for k, v := range s.Sequences {
-		out.Sequences[k] = v
-	}
+	maps.Copy(out.Tables, s.Tables)
+	maps.Copy(out.Enums, s.Enums)
+	maps.Copy(out.Sequences, s.Sequences)
 	return out
 }

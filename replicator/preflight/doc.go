@@ -17,7 +17,7 @@
 // rehome-schema-present.
 //
 // Privileges: no-replication-privilege, no-create-privilege, not-owner, no-select, row-security, row-security-forced,
-// session-replication-role.
+// session-replication-role, schema-changes-pause.
 //
 // Tables: nothing-to-replicate, pattern-matches-nothing, no-identity, realm-not-in-identity, partition-identity-differs,
 // identity-full, realm-key-missing, realm-key-nullable, realm-key-null, realm-key-not-checked,

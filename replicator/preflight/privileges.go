@@ -33,6 +33,9 @@ func (c *checker) privileges(ctx context.Context, tx pgx.Tx) error {
 			"role %s may not create a publication and the schema rehome in the source's database", user)
 	}
 
+	if create {
+		c.schemaChanges(ctx)
+	}
 	oids, _ := members(c.cat)
 	rows, err := tx.Query(ctx, `
 		SELECT n.nspname::text, c.relname::text, o.rolname::text, pg_has_role(c.relowner, 'USAGE'),

@@ -97,7 +97,7 @@ func TestReplication(t *testing.T) {
 
 	// Completed, and nothing cleaned up.
 	w.control(`UPDATE rehome_control.replications SET state = '{"phase": "completed"}', phase = 'completed', ended_at = now()`)
-	w.fixes([]string{"progress-left", "publication-left", "schema-left", "slot-left"})
+	w.fixes([]string{"changes-left", "progress-left", "publication-left", "schema-left", "slot-left"})
 	if s := w.gate(w.source); s.Side != gate.SideTarget {
 		t.Errorf("the source is not fenced any more: %+v", s)
 	}
@@ -130,9 +130,9 @@ func TestCancelledAlone(t *testing.T) {
 	stop()
 	w.at(w.source, `CREATE UNIQUE INDEX rehome_ident_1 ON items (id)`)
 	w.control(`UPDATE rehome_control.replications SET state = '{"phase": "cancelled"}', phase = 'cancelled', ended_at = now()`)
-	w.fixes([]string{"index-left", "publication-left", "schema-left", "slot-left"}, "index-left")
+	w.fixes([]string{"changes-left", "publication-left", "schema-left", "slot-left"}, "index-left")
 	w.control(`INSERT INTO rehome_control.source_changes (replication, ordinal, object, description, do_sql, undo_sql)
-		VALUES ($1, 1, 'public.items', 'unique index', '', 'DROP INDEX CONCURRENTLY IF EXISTS public.rehome_ident_1')`, w.id)
+		VALUES ($1, 2, 'public.items', 'unique index', '', 'DROP INDEX CONCURRENTLY IF EXISTS public.rehome_ident_1')`, w.id)
 	w.fixes([]string{"changes-left"})
 	if w.ask(w.source, `SELECT (to_regnamespace('rehome') IS NULL AND NOT EXISTS (SELECT FROM pg_replication_slots WHERE database = current_database()))::text`) != "true" {
 		t.Error("the source is not as it was")
