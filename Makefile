@@ -76,6 +76,10 @@ pgbench: setup ## Move pgbench's database (scale 20) to 3 shards while 8 clients
 memory: setup ## Copy 5 GB and apply one transaction of 1M rows; the server's memory stays below 300 MB
 	REHOME_MEMORY_MB=5000 REHOME_MEMORY_ROWS=1000000 go test -count=1 -v -timeout 40m -run '^TestMemory$$' ./internal/e2e
 
+.PHONY: matrix
+matrix: setup ## Move a database from every version of Postgres to every version: MATRIX="13 15 17 18" (fetches what is missing)
+	scripts/matrix
+
 .PHONY: torture
 torture: setup ## Break everything at random under a checked workload: SEEDS=5 runs of REHOME_TORTURE_SECONDS=360
 	REHOME_TORTURE_SEEDS=$(SEEDS) REHOME_TORTURE_SECONDS=$(REHOME_TORTURE_SECONDS) go test -count=1 -v -timeout 5h -run '^TestTorture$$' ./internal/e2e

@@ -59,6 +59,34 @@ func TestQueryHoldsTheCopy(t *testing.T) {
 	}
 }
 
+// TestQueryHoldsAVerification: it waits between tables, while the stream goes on.
+func TestQueryHoldsAVerification(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, 1, tenant.ReplicationOptions{Exclude: []string{"public.busy"}}, itemsDDL+`CREATE TABLE busy (n int); INSERT INTO busy VALUES (0);`)
+	r.throttle = tenant.Throttle{Query: "SELECT n > 0 FROM public.busy"}
+	e, _ := r.start()
+	r.waitPhase(tenant.InSync)
+	exec(t, r.srcDB, `UPDATE busy SET n = 1`)
+	done := make(chan error, 1)
+	ctx := within(t)
+	go func() {
+		_, err := e.Verify(ctx, replicator.VerifyOptions{})
+		done <- err
+	}()
+	waitThrottled(t, e, "operator's query")
+	exec(t, r.srcDB, `INSERT INTO items VALUES ('r1', 9000, 1)`)
+	eventually(t, "the stream goes on", func() bool { return r.total(`SELECT count(*) FROM items WHERE id = 9000`) == 1 })
+	select {
+	case err := <-done:
+		t.Fatalf("it did not wait: %v", err)
+	default:
+	}
+	exec(t, r.srcDB, `UPDATE busy SET n = 0`)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestQueriesThatDoHarm: the operator's query reads one value and no more, whatever it is.
 func TestQueriesThatDoHarm(t *testing.T) {
 	t.Parallel()

@@ -222,6 +222,14 @@ func (e *Engine) compare(ctx context.Context, at *positionView, opts VerifyOptio
 		Source: func(ctx context.Context) (*pgx.Conn, error) { return e.src.reader(ctx, at.source.name, "verify") },
 		Shards: map[string]verify.Sessions{},
 	}
+	defer e.throttle.reading()()
+	in.Admit = func(ctx context.Context) error { return e.throttle.wait(ctx, 0) }
+	if e.throttle.settings().Limits() {
+		in.Pause = max(in.Pause, time.Millisecond) // in parts, so that there is something to wait between
+		if err := e.throttle.begin(ctx); err != nil {
+			return tenant.Verification{}, err
+		}
+	}
 	for _, sh := range e.cfg.Shards {
 		name := at.shards[sh.Name].name
 		in.Shards[sh.Name] = func(ctx context.Context) (*pgx.Conn, error) {

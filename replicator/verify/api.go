@@ -32,8 +32,10 @@ type Input struct {
 	MaxDuration time.Duration
 	// PartBytes is about how large the parts are that large tables are compared in, if that uses more of the servers than
 	// one scan does (see partsOf); default 128 MiB.
-	PartBytes  int64
-	Pause      time.Duration  // each worker rests so long after each table or part, for the servers' sake
+	PartBytes int64
+	Pause     time.Duration // each worker rests so long after each table or part, for the servers' sake
+	// Admit is asked before each table or part and may wait, with nothing running at the source; may be nil.
+	Admit      func(context.Context) error
 	OnProgress func(Progress) // called from several goroutines, one at a time; may be nil
 
 	// Done are parts that were found equal before, at earlier positions: they are not compared again.

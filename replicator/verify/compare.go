@@ -82,6 +82,11 @@ func (c *comparison) all(ctx context.Context) error {
 			}
 			defer s.close()
 			for p := range next {
+				if in.Admit != nil {
+					if err := in.Admit(ctx); err != nil {
+						return fmt.Errorf("verify: %w", err)
+					}
+				}
 				t := &tables[p.unit.table]
 				v, err := p.compare(ctx, in, s, t, c.schema.skip[t.Name])
 				if err == nil && v != nil {

@@ -4,7 +4,7 @@ import "github.com/rehomedb/rehome/tenant"
 
 // ThrottleUpdate changes what is given; 0 and "" take a limit away.
 type ThrottleUpdate struct {
-	MaxRate       *int64   `json:"max_rate,omitempty" minimum:"0" doc:"bytes per second read from the source"`
+	MaxRate       *int64   `json:"max_rate,omitempty" minimum:"0" doc:"bytes per second that the copy reads from the source"`
 	MaxLagBytes   *int64   `json:"max_lag_bytes,omitempty" minimum:"0" doc:"how far another consumer of the source's WAL may be behind"`
 	MaxLagSeconds *float64 `json:"max_lag_seconds,omitempty" minimum:"0" doc:"the same in time"`
 	MaxSlotWAL    *int64   `json:"max_slot_wal,omitempty" minimum:"0" doc:"bytes of WAL that a slot may hold back at the source"`

@@ -44,7 +44,7 @@ func newThrottleCommand(a *App) *cobra.Command {
 	}
 	f := cmd.Flags()
 	o.flags(f)
-	f.StringVar(&o.maxRate, "max-rate", "", "bytes per second read from the source: 20MB")
+	f.StringVar(&o.maxRate, "max-rate", "", "bytes per second that the copy reads from the source: 20MB")
 	f.StringVar(&o.maxLag, "max-lag", "", "wait while a standby or another subscriber of the source is further behind: 64MB, 30s, or both: 64MB,30s")
 	f.StringVar(&o.maxSlotWAL, "max-slot-wal", "", "wait while another connected slot holds back more WAL; warn when the replication's own does: 10GB")
 	f.StringVar(&o.query, "query", "", "wait while this query at the source gives true or a number above 0; names with their schema, 2 s at most")
