@@ -154,9 +154,25 @@ func TestKilledBetweenTheCommitsOfTwoShards(t *testing.T) {
 				t.Fatalf("%d shards have the transaction, want one", n)
 			}
 			exec(t, blocker, `ROLLBACK`)
+			// The values are kept again also when the new shard has the transaction: it may yet lose what is not on its disk.
+			old := open(t, r.shards[0].DSN)
+			if behind == 0 {
+				if n := scalar[int](t, old, `SELECT count(*)::int FROM rehome.carry`); n != 0 {
+					t.Fatalf("%d values are kept of a transaction that is not applied", n)
+				}
+				exec(t, old, `CREATE TABLE rehome.seen (name text)`)
+				exec(t, old, `CREATE FUNCTION rehome.see() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO rehome.seen VALUES (new.name); RETURN new; END $$`)
+				exec(t, old, `CREATE TRIGGER see BEFORE INSERT ON rehome.carry FOR EACH ROW EXECUTE FUNCTION rehome.see()`)
+				exec(t, old, `ALTER TABLE rehome.carry ENABLE ALWAYS TRIGGER see`)
+			}
 			e, _ := r.start()
 			eventually(t, "the stream is back", func() bool { return len(e.Progress().Shards) == 2 })
 			r.verifyClean(e)
+			if behind == 0 {
+				if n := scalar[int](t, old, `SELECT count(*)::int FROM rehome.seen`); n < 10 {
+					t.Errorf("%d values were kept, want those of 10 rows", n)
+				}
+			}
 			if n := r.total(`SELECT count(*) FROM items WHERE (length(big) = 9000 OR id = 1001 AND length(big) = 8000) AND id > 1000`); n != 20 {
 				t.Errorf("%d large values are left, want 20", n)
 			}
@@ -238,4 +254,34 @@ func containsAll(s string, parts ...string) bool {
 		}
 	}
 	return true
+}
+
+// TestSwappedUniques exchanges unique values of two rows within one transaction, with a constraint that is checked at once
+// and with one that is checked at the end, alone and among other changes.
+func TestSwappedUniques(t *testing.T) {
+	t.Parallel()
+	for _, shards := range []int{1, 2} {
+		r := newRig(t, shards, tenant.ReplicationOptions{}, `
+			CREATE TABLE atonce (realm_id text NOT NULL, id int NOT NULL, u int UNIQUE, n int, PRIMARY KEY (realm_id, id));
+			CREATE TABLE atend (realm_id text NOT NULL, id int NOT NULL, u int UNIQUE DEFERRABLE INITIALLY DEFERRED, n int, PRIMARY KEY (realm_id, id));
+			INSERT INTO atonce SELECT 'r' || g % 3, g, g FROM generate_series(1, 60) g; INSERT INTO atend SELECT * FROM atonce;`)
+		e, _ := r.start()
+		r.waitPhase(tenant.InSync)
+		for i, sql := range []string{
+			`BEGIN; UPDATE atonce SET u = NULL WHERE id = 1; UPDATE atonce SET u = 1 WHERE id = 4; UPDATE atonce SET u = 4 WHERE id = 1; COMMIT`,
+			`BEGIN; UPDATE atend SET u = 4 WHERE id = 1; UPDATE atend SET u = 1 WHERE id = 4; COMMIT`,
+			`BEGIN; UPDATE atonce SET n = id; UPDATE atonce SET u = -u WHERE id IN (10, 13); UPDATE atonce SET u = 23 + u WHERE id IN (10, 13); UPDATE atonce SET n = n + 1; COMMIT`,
+			`BEGIN; UPDATE atend SET n = id; UPDATE atend SET u = 61 - u; UPDATE atend SET n = n + 1; COMMIT`,
+			`BEGIN; DELETE FROM atonce WHERE id = 20; UPDATE atonce SET u = 20 WHERE id = 23; INSERT INTO atonce VALUES ('r2', 20, 23), ('r2', 1020, 1020), ('r2', 1021, 1021); COMMIT`,
+		} {
+			exec(t, r.srcDB, sql)
+			if i%2 == 1 {
+				r.verifyClean(e)
+			}
+		}
+		r.verifyClean(e)
+		if n := r.total(`SELECT count(*) FROM atonce WHERE (id = 1 AND u = 4) OR (id = 4 AND u = 1) OR (id = 10 AND u = 13) OR (id = 13 AND u = 10) OR (id = 23 AND u = 20) OR (id = 20 AND u = 23)`); n != 6 {
+			t.Errorf("%d of 6 swapped rows are right", n)
+		}
+	}
 }
