@@ -83,7 +83,7 @@ DECLARE
 BEGIN
     FOR r IN
         SELECT DISTINCT c.relname, a.grantee FROM pg_catalog.pg_class c, pg_catalog.aclexplode(c.relacl) a
-        WHERE c.relnamespace = 'rehome'::regnamespace AND c.relname IN ('gate', 'marker', 'heartbeat') AND c.relkind = 'r'
+        WHERE c.relnamespace = 'rehome'::regnamespace AND c.relname IN ('gate', 'marker', 'heartbeat', 'truncated') AND c.relkind = 'r'
           AND a.grantee <> c.relowner
     LOOP
         EXECUTE format('REVOKE ALL ON TABLE rehome.%I FROM %s', r.relname, CASE WHEN r.grantee = 0 THEN 'PUBLIC' ELSE r.grantee::regrole::text END);
@@ -107,7 +107,7 @@ $revoke$`
 const foreignObjects = `
 SELECT (SELECT count(*) FROM pg_catalog.pg_namespace WHERE nspname = 'rehome' AND NOT pg_catalog.pg_has_role(nspowner, 'USAGE'))
      + (SELECT count(*) FROM pg_catalog.pg_class c WHERE c.relnamespace = to_regnamespace('rehome')
-          AND c.relname IN ('gate', 'marker', 'heartbeat') AND NOT pg_catalog.pg_has_role(c.relowner, 'USAGE'))`
+          AND c.relname IN ('gate', 'marker', 'heartbeat', 'truncated') AND NOT pg_catalog.pg_has_role(c.relowner, 'USAGE'))`
 
 // InstallSource makes schema rehome with gate, marker, heartbeat and the fence function at a source. It may be run
 // again; a gate that is there keeps its epoch and side, the pass is brought up to date. ErrForeignSchema if somebody else
@@ -148,7 +148,7 @@ func install(ctx context.Context, conn *pgx.Conn, pass tenant.Secret, role strin
 			statements = append([]string{`CREATE SCHEMA rehome`}, statements...)
 		}
 		if role == roleSource {
-			statements = append(statements, createMarker, createHeartbeat)
+			statements = append(statements, createMarker, createHeartbeat, createTruncated, createNoteTruncation, revokeNoteTruncation)
 		}
 		for _, sql := range append(statements, revokeAll) {
 			if _, err := tx.Exec(ctx, sql); err != nil {

@@ -85,7 +85,8 @@ func remove(ctx context.Context, conn *pgx.Conn, s State) error {
 			return err
 		}
 		for _, sql := range []string{
-			`DROP TABLE IF EXISTS rehome.marker, rehome.heartbeat`, `DROP TABLE rehome.gate`, `DROP FUNCTION IF EXISTS rehome.fence()`,
+			`DROP TABLE IF EXISTS rehome.marker, rehome.heartbeat, rehome.truncated`, `DROP TABLE rehome.gate`,
+			`DROP FUNCTION IF EXISTS rehome.fence()`, `DROP FUNCTION IF EXISTS rehome.note_truncation()`,
 		} {
 			if _, err := tx.Exec(ctx, sql); err != nil {
 				return err
@@ -111,7 +112,7 @@ SELECT NOT EXISTS (SELECT FROM pg_catalog.pg_depend WHERE refclassid = 'pg_catal
                    AND refobjid = 'rehome'::regnamespace AND deptype = 'n')`
 
 func dropTables(ctx context.Context, conn *pgx.Conn) error {
-	_, err := conn.Exec(ctx, `DROP TABLE IF EXISTS rehome.marker, rehome.heartbeat`)
+	_, err := conn.Exec(ctx, `DROP TABLE IF EXISTS rehome.marker, rehome.heartbeat, rehome.truncated`)
 	return err
 }
 

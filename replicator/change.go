@@ -46,6 +46,7 @@ const (
 	markerTable
 	heartbeatTable
 	ddlTable
+	truncatedTable
 	undescribed // not in the catalogue: a partition, whose rows come as its root's
 )
 
@@ -69,6 +70,8 @@ type truncation struct {
 	// apart: a table of the same command was copied later, so that its rows are those of after the command.
 	apart bool
 	where string // with apart: which rows; "": all
+	// partition was truncated, and nothing else of its tree; nil: the tables of rels.
+	partition *tenant.TableName
 }
 
 // group is what a lane applies as one target transaction, or a piece of one.

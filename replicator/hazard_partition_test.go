@@ -76,6 +76,9 @@ func TestHazardTruncates(t *testing.T) {
 		`BEGIN; UPDATE a SET id = id + 1000 WHERE id > 40; TRUNCATE a RESTART IDENTITY CASCADE; INSERT INTO a (realm_id) SELECT 'n' || g FROM generate_series(1, 9) g; INSERT INTO b SELECT realm_id, id, id FROM a; COMMIT`,
 		`BEGIN; INSERT INTO uses VALUES ('x', 'p1', 900); TRUNCATE plans, uses; INSERT INTO plans VALUES ('new'), ('newer'), ('newest'); INSERT INTO uses VALUES ('x', 'new', 1), ('y', 'newer', 2); COMMIT`,
 		`BEGIN; SAVEPOINT s; TRUNCATE plans CASCADE; ROLLBACK TO s; INSERT INTO plans VALUES ('kept'); COMMIT; TRUNCATE uses, b`,
+		`BEGIN; INSERT INTO events_a_low_0 SELECT realm_id, kind, id - 2000, 1, NULL FROM events_a_low_0; TRUNCATE events_a_low_0; INSERT INTO events SELECT 'after' || g % 5, 'a', -g, 1, NULL FROM generate_series(1, 20) g; COMMIT`,
+		`TRUNCATE "other schema"."events.b"; INSERT INTO events VALUES ('r1', 'b', 1, 1, NULL)`,
+		`TRUNCATE events_a, places_old; INSERT INTO events VALUES ('r1', 'a', 1, 1, NULL), ('r1', 'a', 1001, 1, NULL); TRUNCATE ONLY events_rest; INSERT INTO events VALUES ('r1', 'rest', 1, 1, NULL)`,
 		`BEGIN; INSERT INTO places VALUES ('r1', '1990-01-01', 1000, 'x'); TRUNCATE places; INSERT INTO places VALUES ('r1', '1990-01-01', 1000, 'x'), ('r2', '2010-01-01', 1001, 'y'); COMMIT`,
 	}}
 	for name, held := range map[string]bool{"one by one": false, "in one group": true} {

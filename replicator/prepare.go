@@ -64,6 +64,11 @@ func (e *Engine) prepare(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("source: %w", err)
 	}
+	if notes := catalog.PlanTruncations(cat, e.cfg.Replication); len(notes) > 0 {
+		if err := e.changeSource(ctx, notes); err != nil {
+			return err
+		}
+	}
 	if err := e.stillOwned(ctx); err != nil {
 		return err
 	}

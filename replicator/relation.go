@@ -32,6 +32,8 @@ func (e *Engine) relate(ctx context.Context, m pgoutput.Relation, former *relati
 			rel.special = markerTable
 		case "ddl":
 			rel.special = ddlTable
+		case "truncated":
+			rel.special = truncatedTable
 		}
 		for _, c := range m.Columns {
 			rel.columns = append(rel.columns, catalog.Column{Name: c.Name})

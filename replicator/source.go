@@ -82,7 +82,7 @@ func (d *direct) publish(ctx context.Context, cat *catalog.Catalogue, ddl bool) 
 			names = append(names, "ONLY "+t.Name.Quoted())
 		}
 	}
-	names = append(names, `rehome.marker`, `rehome.heartbeat`)
+	names = append(names, `rehome.marker`, `rehome.heartbeat`, `rehome.truncated`)
 	if ddl {
 		names = append(names, `rehome.ddl`)
 	}

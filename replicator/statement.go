@@ -124,6 +124,9 @@ func deleteStatement(c *change) (statement, error) {
 }
 
 func truncateStatement(c *change) statement {
+	if p := c.truncate.partition; p != nil {
+		return truncatePartition(*p)
+	}
 	if c.truncate.apart {
 		// TRUNCATE would be refused while a table that refers to this one keeps its rows; a replica's DELETE is not.
 		sql := "DELETE FROM " + c.rel.target()

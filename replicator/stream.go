@@ -259,7 +259,9 @@ func (s *stream) message(ctx context.Context, m *pgoutput.Message) error {
 				return s.ddlRow(ctx, rel, m.New)
 			}
 			return nil
-		case rel.special == heartbeatTable, s.commit < rel.skip:
+		case rel.special == truncatedTable && m.Kind == pgoutput.Insert:
+			return s.partitionTruncated(ctx, rel, m.New)
+		case rel.special == heartbeatTable, rel.special == truncatedTable, s.commit < rel.skip:
 			return nil
 		case rel.special == undescribed && !catalog.Included(s.e.cfg.Options, rel.name):
 			return nil // published, but left out by the options

@@ -10,21 +10,46 @@ import (
 var ownSchemas = []string{"rehome", "rehome_control"}
 
 // Matches reports whether a pattern of --include, --exclude, --reference or --realms-never-change names a table. A pattern is "schema.table", or
-// "table" in schema public, with double quotes where a part needs them; * stands for any run of characters, and a lone *
-// for every table.
+// "table" in schema public, with double quotes where a part needs them; * stands for any run of characters unless it is
+// within quotes, and a lone * for every table.
 func Matches(pattern string, name tenant.TableName) bool {
 	raw := name.Schema + "." + name.Name
 	if pattern == "*" || pattern == raw || pattern == name.String() || pattern == name.Quoted() {
 		return true
 	}
-	if !strings.Contains(pattern, "*") {
+	plain, dotted := unquote(pattern)
+	if !strings.Contains(plain, anyRun) {
 		t, err := tenant.ParseTableName(pattern)
 		return err == nil && t == name
 	}
-	if !strings.Contains(pattern, ".") {
-		pattern = "public." + pattern
+	if !dotted {
+		plain = "public." + plain
 	}
-	return glob(pattern, raw) || glob(pattern, name.String())
+	return glob(plain, raw)
+}
+
+// anyRun stands for a * outside of quotes; no name contains it.
+const anyRun = "\x00"
+
+// unquote takes the quotes out of a pattern and says whether it names a schema.
+func unquote(pattern string) (plain string, dotted bool) {
+	var b strings.Builder
+	quoted := false
+	for i := 0; i < len(pattern); i++ {
+		switch c := pattern[i]; {
+		case c == '"' && quoted && strings.HasPrefix(pattern[i+1:], `"`):
+			b.WriteByte('"')
+			i++
+		case c == '"':
+			quoted = !quoted
+		case c == '*' && !quoted:
+			b.WriteString(anyRun)
+		default:
+			dotted = dotted || (c == '.' && !quoted)
+			b.WriteByte(c)
+		}
+	}
+	return b.String(), dotted
 }
 
 // MatchesAny reports whether one of the patterns names the table.
@@ -56,19 +81,27 @@ func RealmFixed(opts tenant.ReplicationOptions, name tenant.TableName) bool {
 }
 
 // WantedRealmKey is the column that the options name as a table's realm key, whether it exists or not, and whether it was
-// named for that very table.
+// named for that very table. A name counts before a pattern, and of several patterns the longest, so that the answer is
+// always the same.
 func WantedRealmKey(opts tenant.ReplicationOptions, name tenant.TableName) (column string, explicit bool) {
-	for table, col := range opts.TableKeys {
-		if Matches(table, name) {
-			return col, true
+	best := ""
+	for table := range opts.TableKeys {
+		if table == name.String() || table == name.Quoted() {
+			return opts.TableKeys[table], true
 		}
+		if Matches(table, name) && (len(table) > len(best) || len(table) == len(best) && table < best) {
+			best = table
+		}
+	}
+	if best != "" {
+		return opts.TableKeys[best], true
 	}
 	return opts.WithDefaults().RealmKey, false
 }
 
-// glob matches * against any run of bytes.
+// glob matches anyRun against any run of bytes.
 func glob(pattern, s string) bool {
-	head, rest, star := strings.Cut(pattern, "*")
+	head, rest, star := strings.Cut(pattern, anyRun)
 	if !star {
 		return pattern == s
 	}
