@@ -32,6 +32,9 @@ var textSettings = map[string]string{
 	"search_path":        "pg_catalog",
 	"xmloption":          "content",
 	"array_nulls":        "on",
+	// How names and literals are read and written, which statements of ours depend on.
+	"standard_conforming_strings": "on",
+	"quote_all_identifiers":       "off",
 }
 
 // limitless are the limits that a server, a database or a role may set for everybody: a copy, a comparison or an exported

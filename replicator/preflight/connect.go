@@ -24,6 +24,10 @@ func connect(ctx context.Context, dsn tenant.DSN) (*pgx.Conn, *problem) {
 	}
 	cfg.ConnectTimeout = connectTimeout
 	cfg.RuntimeParams["application_name"] = "rehome preflight"
+	// A database may set them otherwise for all of its sessions.
+	cfg.RuntimeParams["client_encoding"] = "UTF8"
+	cfg.RuntimeParams["standard_conforming_strings"] = "on"
+	cfg.RuntimeParams["quote_all_identifiers"] = "off"
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
 		return nil, explain(err, cfg)

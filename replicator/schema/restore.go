@@ -24,7 +24,8 @@ const preDone = "pre-data"
 // sessionSettings are what pg_restore sets: nothing times out, function bodies may name what comes later.
 const sessionSettings = `SET statement_timeout = 0; SET lock_timeout = 0; SET idle_in_transaction_session_timeout = 0; SET client_encoding = 'UTF8';
 	SET standard_conforming_strings = on; SET check_function_bodies = off; SET xmloption = content; SET client_min_messages = warning;
-	SET row_security = off; SET default_tablespace = ''; SET search_path = ''; SET datestyle = 'ISO'; SET default_transaction_read_only = off`
+	SET row_security = off; SET default_tablespace = ''; SET search_path = ''; SET datestyle = 'ISO'; SET intervalstyle = 'postgres'; SET array_nulls = on;
+	SET default_transaction_read_only = off`
 
 const createDone = `CREATE SCHEMA IF NOT EXISTS rehome;
 	CREATE TABLE IF NOT EXISTS rehome.ddl_done (replication text NOT NULL, item text NOT NULL, done_at timestamptz NOT NULL DEFAULT now(), PRIMARY KEY (replication, item))`
@@ -76,11 +77,21 @@ func (a *Archive) open(ctx context.Context, dsn tenant.DSN) (*pgx.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := simple(ctx, conn, sessionSettings); err != nil {
+	if err := simple(ctx, conn, sessionSettings+a.stringSyntax()); err != nil {
 		_ = conn.Close(context.WithoutCancel(ctx))
 		return nil, err
 	}
 	return conn, nil
+}
+
+// stringSyntax is the setting under which pg_dump wrote string literals: the source's, whose backslashes may escape.
+func (a *Archive) stringSyntax() string {
+	for _, it := range a.items {
+		if it.desc == "STDSTRINGS" {
+			return "; " + it.sql
+		}
+	}
+	return ""
 }
 
 // doneItems makes rehome.ddl_done where it is missing and reads what is done.
