@@ -69,7 +69,7 @@ type truncation struct {
 	restartIdentity bool
 	// apart: a table of the same command was copied later, so that its rows are those of after the command.
 	apart bool
-	where string // with apart: which rows; "": all
+	where string // with apart or of a partition: which rows; "": all
 	// partition was truncated, and nothing else of its tree; nil: the tables of rels.
 	partition *tenant.TableName
 }

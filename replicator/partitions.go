@@ -24,11 +24,12 @@ func (s *stream) partitionTruncated(ctx context.Context, note *relation, row pgo
 	partition := tenant.TableName{Schema: values["schema"], Name: values["name"]}
 	rel := s.rels[uint32(oid)]
 	if rel == nil { // no row of it came yet
-		table := s.e.cat.Table(uint32(oid))
+		table := s.e.Catalogue().Table(uint32(oid))
 		if table == nil {
 			return nil // of a table that is left out
 		}
-		rel = &relation{table: table, name: table.Name, realm: -1, skip: s.e.watermark(table)}
+		c, _ := s.e.copyOf(table)
+		rel = &relation{table: table, name: table.Name, realm: -1, skip: c.watermark, marks: c.marks}
 	}
 	switch {
 	case s.commit < rel.skip:
@@ -37,7 +38,7 @@ func (s *stream) partitionTruncated(ctx context.Context, note *relation, row pgo
 		s.foreign = partition.String()
 		return nil
 	}
-	t := &truncation{rels: []*relation{rel}, partition: &partition}
+	t := &truncation{rels: []*relation{rel}, partition: &partition, where: rel.truncatedPart(s.commit)}
 	for i := range s.lanes {
 		if err := s.add(ctx, i, change{op: opTruncate, rel: rel, truncate: t}); err != nil {
 			return err
@@ -47,8 +48,12 @@ func (s *stream) partitionTruncated(ctx context.Context, note *relation, row pgo
 }
 
 // truncatePartition empties a partition. TRUNCATE is refused where a foreign key points to its tree, even if the table
-// that it comes from is empty; a replica's DELETE is not.
-func truncatePartition(name tenant.TableName) statement {
+// that it comes from is empty; a replica's DELETE is not. With a condition only its rows go.
+func truncatePartition(name tenant.TableName, where string) statement {
+	if where != "" {
+		sql := "DELETE FROM " + name.Quoted() + " WHERE " + where
+		return statement{shape: "T" + sql, sql: func() string { return sql }}
+	}
 	sql := "DO " + tenant.QuoteLiteral(fmt.Sprintf(`BEGIN IF EXISTS (SELECT FROM pg_catalog.pg_constraint WHERE contype = 'f' AND confrelid = %s::pg_catalog.regclass) THEN DELETE FROM %[2]s; ELSE TRUNCATE %[2]s; END IF; END`,
 		tenant.QuoteLiteral(name.Quoted()), name.Quoted()))
 	return statement{shape: "T" + sql, sql: func() string { return sql }}

@@ -125,7 +125,7 @@ func deleteStatement(c *change) (statement, error) {
 
 func truncateStatement(c *change) statement {
 	if p := c.truncate.partition; p != nil {
-		return truncatePartition(*p)
+		return truncatePartition(*p, c.truncate.where)
 	}
 	if c.truncate.apart {
 		// TRUNCATE would be refused while a table that refers to this one keeps its rows; a replica's DELETE is not.

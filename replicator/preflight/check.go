@@ -189,6 +189,7 @@ func (c *checker) source(ctx context.Context) error {
 		{"realm keys", c.realmKeyColumns},
 		{"constraints", c.constraints},
 		{"foreign keys", c.foreignKeys},
+		{"hash partitions", c.hashPartitions},
 		{"views", c.dependents},
 		{"objects", c.objects},
 		{"triggers", c.triggers},

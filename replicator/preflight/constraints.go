@@ -157,3 +157,34 @@ func (c *checker) dependents(ctx context.Context, tx pgx.Tx) error {
 	})
 	return err
 }
+
+// hashPartitions finds trees that spread rows by the hash of an enumeration, or of what contains one: it is computed from
+// the OID of the label, which differs between servers, so that rows belong into other partitions there.
+func (c *checker) hashPartitions(ctx context.Context, tx pgx.Tx) error {
+	oids, of := members(c.cat)
+	rows, err := tx.Query(ctx, `
+		WITH RECURSIVE reach(rel, oid) AS (
+			SELECT p.partrelid, a.atttypid FROM pg_partitioned_table p JOIN pg_attribute a ON a.attrelid = p.partrelid AND a.attnum > 0 AND NOT a.attisdropped
+			WHERE p.partstrat = 'h' AND p.partrelid = ANY ($1) AND (a.attnum = ANY (p.partattrs::int2[]) OR 0 = ANY (p.partattrs::int2[]))
+			UNION
+			SELECT r.rel, e.oid FROM reach r JOIN pg_type t ON t.oid = r.oid CROSS JOIN LATERAL (
+				SELECT t.typelem WHERE t.typelem <> 0
+				UNION ALL SELECT t.typbasetype WHERE t.typbasetype <> 0
+				UNION ALL SELECT a.atttypid FROM pg_attribute a WHERE t.typtype = 'c' AND a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
+				UNION ALL SELECT g.rngsubtype FROM pg_range g WHERE g.rngtypid = t.oid
+			) e(oid)
+		)
+		SELECT DISTINCT r.rel, t.oid::regtype::text FROM reach r JOIN pg_type t ON t.oid = r.oid WHERE t.typtype = 'e'`, oids)
+	if err != nil {
+		return err
+	}
+	var oid uint32
+	var enum string
+	_, err = pgx.ForEachRow(rows, []any{&oid, &enum}, func() error {
+		t := of[oid]
+		c.block("hash-partitions-of-enum", t.Name.String(), "partition it by LIST of the enumeration, or by the hash of its text, or leave it out (--exclude "+shellQuote(t.Name.String())+")",
+			"%s is partitioned by the hash of %s, an enumeration: its rows belong into other partitions on another server", t.Name, enum)
+		return nil
+	})
+	return err
+}

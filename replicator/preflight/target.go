@@ -117,8 +117,10 @@ func (c *checker) targetServer(ctx context.Context, tx pgx.Tx, side string) erro
 		c.warn("target-older", side, "upgrade the shard", "the %s is Postgres %d, older than the source's %d: its schema may not be understood there", side, version/10000, src.Version/10000)
 	}
 	switch {
-	case src.Encoding == "SQL_ASCII" && encoding != "SQL_ASCII":
-		c.warn("encoding", side, "make sure that all texts are valid "+encoding, "the source is SQL_ASCII, which checks nothing; the %s is %s and refuses bytes that are not valid", side, encoding)
+	case src.Encoding == "SQL_ASCII":
+		// Named without the shard: what is accepted is a property of the source's texts.
+		c.blockAcceptable("encoding", "source", "make sure that every text is valid UTF-8, and recode what is not",
+			"the source is SQL_ASCII, which checks nothing: a text that is not valid UTF-8 would stop the copy or the stream at the %s", side)
 	case encoding != src.Encoding && encoding != "UTF8":
 		c.block("encoding", side, "create the database there with encoding UTF8", "the %s has encoding %s, the source %s: not every character fits", side, encoding, src.Encoding)
 	case encoding != src.Encoding:

@@ -27,6 +27,7 @@ const (
 	ConstraintExtra        = "constraint-extra"
 	ConstraintDefinition   = "constraint-definition"
 	ConstraintNotValidated = "constraint-not-validated"
+	ConstraintViolated     = "constraint-violated" // a deferrable one, which nothing enforces while rows are replicated
 	IndexMissing           = "index-missing"
 	IndexExtra             = "index-extra" // of unique ones: others refuse no row
 	IndexDefinition        = "index-definition"
@@ -63,12 +64,16 @@ func compareSchema(ctx context.Context, in Input) (*schemaFindings, error) {
 	schemas := make([]*sideSchema, len(all))
 	group, gctx := errgroup.WithContext(ctx)
 	sizes := make([]tableSizes, len(all))
+	doubles := make([][]doubled, len(all))
 	for i, one := range all {
 		group.Go(func() (err error) {
 			if schemas[i], err = one.readSchema(gctx, in); err != nil {
 				return err
 			}
-			sizes[i], err = one.readSizes(gctx, in)
+			if sizes[i], err = one.readSizes(gctx, in); err != nil || i == 0 {
+				return err
+			}
+			doubles[i], err = one.readDoubles(gctx, in)
 			return err
 		})
 	}
@@ -78,6 +83,9 @@ func compareSchema(ctx context.Context, in Input) (*schemaFindings, error) {
 	f := &schemaFindings{in: in, skip: map[tenant.TableName]string{}, cuts: cutTables(in, sizes)}
 	for i, one := range all[1:] {
 		f.shard(one.name, schemas[0], schemas[i+1])
+		for _, d := range doubles[i+1] {
+			f.add(one.name, d.table.String()+"."+shown(d.name), ConstraintViolated, d.definition, fmt.Sprintf("%d keys are there more than once", d.keys))
+		}
 	}
 	if err := f.chooseBounds(ctx, all[0], sizes[0]); err != nil {
 		return nil, fmt.Errorf("verify: %w", err)
