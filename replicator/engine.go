@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -106,7 +107,8 @@ type Engine struct {
 	copied  map[uint32]copied
 	later   tenant.LSN // what waits for this position at every shard (buildLater); 0: nothing
 	stream  *stream
-	closed  bool // the source must not write any more
+	closed  bool        // the source must not write any more
+	mending atomic.Bool // a person asked to take rows from the source anew that stop the stream
 	markers map[string]*marker
 }
 
@@ -150,12 +152,14 @@ func (e *Engine) Run(ctx context.Context) error {
 	retry := backoff.NewExponentialBackOff()
 	retry.InitialInterval = 200 * time.Millisecond
 	retry.MaxInterval = 15 * time.Second // a shard that restarts is noticed within seconds
+	mends := 0
 	for {
 		began := time.Now()
 		err := e.cared(ctx, e.step)
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // stopped on purpose: what was under way failed with the context
 		}
+		err = e.mendAfter(ctx, err, &mends)
 		if errors.Is(err, ErrFenced) {
 			return err
 		}

@@ -44,6 +44,9 @@ type lane struct {
 	acked     func() tenant.LSN    // what every shard has on disk
 	keptCarry tenant.LSN           // the latest transaction that may have rows in rehome.carry; 0: none has
 
+	mended map[uint32]map[string]tenant.LSN // by table and key: commits before it are at the shard already; the reader's
+	mends  bool                             // there were such keys when the lane was opened
+
 	mu      sync.Mutex
 	applied tenant.LSN // recorded in a committed transaction
 	durable tenant.LSN // the same, surely on disk
@@ -61,10 +64,11 @@ type flushMark struct {
 
 // errDivergence is what a change that does not fit the shard's rows becomes.
 func errDivergence(shard string, c *change, what string) error {
-	return stop("divergence",
-		"compare with: rehome verify. If the shard was written by others, repair or recreate it; rehome overwrites nothing by itself",
-		"shard %s: %s (%s) %s", shard, c.rel.name, c.rel.keyText(c), what)
+	return diverges(stop("divergence", divergenceRemedy, "shard %s: %s (%s) %s", shard, c.rel.name, c.rel.keyText(c), what), c)
 }
+
+// divergenceRemedy is true also while the replication is paused (see mended.go).
+const divergenceRemedy = "the shard was written by others; rehome overwrites nothing by itself. To take the rows from the source again: rehome verify --repair"
 
 // errAbsent is what becomes of a change whose row is not at the shard.
 func errAbsent(shard string, c *change) error {
@@ -100,6 +104,10 @@ func (l *lane) open(ctx context.Context) error {
 	}
 	l.conn, l.pos, l.prepared = conn, pos, map[string]string{}
 	l.gifts, l.keptCarry = newAllowance(), 1 // what a former worker kept is not known
+	if err := l.loadMended(ctx); err != nil {
+		l.close()
+		return fmt.Errorf("shard %s: read what was mended: %w", l.shard.Name, err)
+	}
 	l.mu.Lock()
 	l.applied, l.durable = pos.lsn, 0
 	l.mu.Unlock()
@@ -164,6 +172,11 @@ func (l *lane) loop(ctx context.Context) error {
 		default:
 			err = l.apply(ctx, g)
 			recorded = time.Now()
+			if d, ok := errors.AsType[*divergence](err); ok {
+				for i := range g.changes { // others of them may not fit either
+					d.add(&g.changes[i])
+				}
+			}
 		}
 		if err != nil {
 			return err

@@ -90,6 +90,11 @@ func (r *pipelineRun) change(ctx context.Context, c *change) error {
 	case c.needs != nil:
 		return r.receive(ctx, c)
 	}
+	if c.op == opTruncate && r.l.mends {
+		for _, rel := range c.truncate.rels {
+			r.query(`DELETE FROM rehome.mended WHERE replication = $1 AND relation = $2`, r.l.replication, strconv.FormatUint(uint64(rel.table.OID), 10))
+		}
+	}
 	st, err := statementFor(c)
 	if err != nil {
 		return err

@@ -220,7 +220,7 @@ func (e *Engine) repairAt(ctx context.Context, p repairPiece, report *repairRepo
 	at, err := e.reachTogether(ctx, s, hold, repairHold,
 		func(ctx context.Context, _ *view, l *lane) error {
 			i := slices.Index(s.lanes, l)
-			removed, err := l.repair(ctx, &p, rows[i], e.cat.Server.Encoding)
+			removed, err := l.repair(ctx, &p, rows[i], e.cat.Server.Encoding, 0)
 			if err != nil {
 				return err
 			}

@@ -125,7 +125,8 @@ func (e *Engine) readRepair(ctx context.Context, at *view, p *repairPiece, lanes
 
 // repair removes the rows of a piece and inserts those given, in one transaction that is led by a progress row: at the
 // position where the lane is, so that the stream goes on as if nothing had been. It runs in the lane, at a barrier.
-func (l *lane) repair(ctx context.Context, p *repairPiece, rows []repairRow, encoding string) (removed int64, err error) {
+// With a position until, behind the lane's, the rows are mended: what was committed before it of their keys will be skipped.
+func (l *lane) repair(ctx context.Context, p *repairPiece, rows []repairRow, encoding string, until tenant.LSN) (removed int64, err error) {
 	conn := l.conn
 	defer func() {
 		if err == nil || conn.IsClosed() {
@@ -164,6 +165,16 @@ func (l *lane) repair(ctx context.Context, p *repairPiece, rows []repairRow, enc
 	}
 	if len(rows) > 0 {
 		if _, err := conn.PgConn().ExecBatch(ctx, batch).ReadAll(); err != nil {
+			return 0, asLost(conn.PgConn(), err)
+		}
+	}
+	if until != 0 {
+		names := make([]string, len(p.keys))
+		for i := range p.keys {
+			names[i] = mendedName(p.keys[i])
+		}
+		if _, err := conn.Exec(ctx, `INSERT INTO rehome.mended (replication, relation, key, watermark) SELECT DISTINCT $1, $2::bigint::oid, k, $3::pg_lsn FROM unnest($4::text[]) k
+			ON CONFLICT (replication, relation, key) DO UPDATE SET watermark = excluded.watermark`, pgx.QueryExecModeExec, l.replication, int64(p.table.OID), until.String(), names); err != nil {
 			return 0, asLost(conn.PgConn(), err)
 		}
 	}

@@ -122,10 +122,14 @@ func (s *stream) move(ctx context.Context, from, to int, rel *relation, row, old
 		}
 	}
 	k := s.newCarry(from, to, row)
-	if err := s.add(ctx, from, change{op: opDelete, rel: rel, old: old, gives: k}); err != nil {
+	gives, needs := change{op: opDelete, rel: rel, old: old, gives: k}, change{op: opInsert, rel: rel, row: row, needs: k}
+	if err := s.carriesMended(from, to, &gives, &needs); err != nil {
 		return err
 	}
-	return s.add(ctx, to, change{op: opInsert, rel: rel, row: row, needs: k})
+	if err := s.add(ctx, from, gives); err != nil {
+		return err
+	}
+	return s.add(ctx, to, needs)
 }
 
 func (s *stream) laneOf(rel *relation, row pgoutput.Tuple, m *pgoutput.Message) (int, error) {
@@ -147,6 +151,9 @@ func (s *stream) laneOf(rel *relation, row pgoutput.Tuple, m *pgoutput.Message) 
 func (s *stream) add(ctx context.Context, i int, c change) error {
 	if s.skip[i] {
 		return nil
+	}
+	if done, err := s.hasMended(i, &c); done || err != nil {
+		return err
 	}
 	return s.lanes[i].in.add(ctx, c)
 }

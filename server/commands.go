@@ -98,7 +98,11 @@ func (s *Server) ask(kind string) func(context.Context, *askInput) (*commandOutp
 			args.DropFence = body.DropFence
 			note(ctx, "drop_fence", body.DropFence)
 		}
-		if err := fits(r.State, kind); err != nil && !args.Verify.Stop {
+		err = fits(r.State, kind)
+		if p := r.State; args.Verify.Stop || args.Verify.Repair && p.Phase == tenant.Paused && (p.Resume == tenant.CatchingUp || p.Resume == tenant.InSync) {
+			err = nil // what stopped it may be what is repaired
+		}
+		if err != nil {
 			return nil, err
 		}
 		return s.command(ctx, r, kind, args)

@@ -40,6 +40,7 @@ type runner struct {
 	cancel  context.CancelFunc // stops the engine
 	stopped chan struct{}      // closed when the engine's Run returned
 	engErr  error
+	mending bool // a repair is asked for: an engine mends rows that stop it
 }
 
 func (r *runner) poke() {
@@ -122,6 +123,7 @@ func (r *runner) startEngine(ctx context.Context) {
 			done := make(chan struct{})
 			r.mu.Lock()
 			r.rec, r.engine, r.cancel, r.stopped, r.engErr = rec, e, cancel, done, nil
+			e.SetMending(r.mending)
 			r.mu.Unlock()
 			go func() { // stopEngine waits for it
 				defer close(done)

@@ -82,7 +82,18 @@ func (r *runner) part(ctx context.Context, v *verification, p verify.Part) error
 // verify compares both sides and records the result. One that was not finished has both a result and an error.
 func (r *runner) verify(ctx context.Context, c command) (any, error) {
 	args := c.Args.Verify
-	if st := r.state(); st.Phase == tenant.Paused || st.Phase.Terminal() {
+	if args.Repair {
+		r.setMending(true)
+		defer r.setMending(false)
+	}
+	switch st := r.state(); {
+	case st.Phase == tenant.Paused && args.Repair && verifies(st.Resume):
+		// What stopped it is mended as it goes on. If something else did, it is paused again, with that reason.
+		if _, err := r.journal.Observe(ctx, tenant.Observation{Kind: tenant.AskedResume}); err != nil {
+			return nil, err
+		}
+		r.poke()
+	case st.Phase == tenant.Paused || st.Phase.Terminal():
 		return nil, tenant.Errorf(tenant.KindConflict, "not-streaming", st.Remedy, "the replication is %s: %s", st.Phase, st.Reason)
 	}
 	v, err := r.openVerification(ctx, c.ID, args.Resume)
@@ -184,4 +195,14 @@ func anyDiffers(tables []tenant.TableVerification) bool {
 		}
 	}
 	return false
+}
+
+// setMending tells this and later engines whether to mend rows that stop them.
+func (r *runner) setMending(on bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.mending = on
+	if r.engine != nil {
+		r.engine.SetMending(on)
+	}
 }

@@ -2,6 +2,7 @@ package supervisor
 
 import (
 	"encoding/json"
+	"strings"
 	"testing"
 	"time"
 
@@ -137,4 +138,39 @@ func TestContinuous(t *testing.T) {
 	if _, problem := w.answer(w.ask(api.CommandVerify, api.CommandArgs{Verify: api.VerifyRequest{Stop: true}})); problem != nil || policies() != 0 {
 		t.Errorf("stop while paused: %+v", problem)
 	}
+}
+
+// TestRepairOfWhatPaused deletes a row at the shard that the source then changes: the replication stops, and a repair mends
+// the row, lets it go on, and ends in a clean comparison. Without a repair it stops again.
+func TestRepairOfWhatPaused(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, tablesDDL)
+	w.serve("a")
+	w.waitPhase(tenant.InSync)
+	c := w.shard()
+	exec(t, c, `DELETE FROM items WHERE id IN (7, 8)`)
+	exec(t, w.source, `UPDATE items SET n = 5 WHERE id = 7`)
+	w.waitPhase(tenant.Paused)
+	if st := w.state(); !strings.Contains(st.Remedy, "verify --repair") {
+		t.Errorf("%+v", st)
+	}
+	if _, problem := w.answer(w.ask(api.CommandVerify, api.CommandArgs{})); problem == nil {
+		t.Error("a comparison of what is paused says that it succeeded")
+	}
+	if _, problem := w.answer(w.ask(api.CommandResume, api.CommandArgs{})); problem != nil {
+		t.Fatalf("%+v", problem)
+	}
+	w.waitPhase(tenant.Paused) // again: nothing is overwritten unasked
+	exec(t, w.source, `UPDATE items SET n = 6 WHERE id = 8`)
+	res, problem := w.answer(w.ask(api.CommandVerify, api.CommandArgs{Verify: api.VerifyRequest{Repair: true}}))
+	if problem != nil || res["clean"] != true {
+		t.Fatalf("%+v %+v", res, problem)
+	}
+	if n := scalar[int](t, c, `SELECT sum(n)::int FROM items WHERE id IN (7, 8)`); n != 11 {
+		t.Errorf("%d, want 11", n)
+	}
+	if st := w.state(); st.Phase != tenant.InSync && st.Phase != tenant.CatchingUp {
+		t.Errorf("%+v", st)
+	}
+	w.arrives(3000)
 }

@@ -42,7 +42,7 @@ func newVerifyCommand(a *App) *cobra.Command {
 			"--max-duration bounds it, since its snapshots hold back vacuum on both sides; what was found equal until then is kept, and --resume goes on with the\n" +
 			"rest at a new position. Such a result is as old as its oldest part. --rest spares the servers.\n\n" +
 			"--repair copies rows that differ again, through the stream and fenced like it, and compares what was not equal once more, until both sides are equal;\n" +
-			"it says how many rows were written where. Schemas are not repaired.\n\n" +
+			"it says how many rows were written where. A replication that is paused by such a row is resumed by it. Schemas are not repaired.\n\n" +
 			"--continuous compares again and again, with any server, until the cutover or --stop; differences raise an alarm, and replication-progress shows how fresh\n" +
 			"the result is.",
 		Args: rangeArgs(0, "ID"),
