@@ -117,7 +117,7 @@ func (s *stream) toAll(ctx context.Context, step *schemaStep) error {
 // ask pauses the replication before the transaction that is being read, unless a person resumed it here already, or every
 // shard has the transaction.
 func (s *stream) ask(err *tenant.Error) error {
-	if s.watching || s.e.shape.asked == s.commit {
+	if s.watching || s.commit <= s.e.shape.asked {
 		return nil
 	}
 	for _, skip := range s.skip {
@@ -186,7 +186,7 @@ func (s *stream) checkNew(ctx context.Context, oid uint32) error {
 		err = stop("table-without-identity", "give it a primary key at the source (ALTER TABLE … ADD PRIMARY KEY), or drop it there; then: rehome resume-replication",
 			"table %s was made at the source without a primary key: its rows cannot be replicated", cat.Name)
 	case !published:
-		err = stop("table-not-published", "at the source, as the table's owner: ALTER PUBLICATION "+tenant.QuoteIdent(s.e.cfg.Publication)+" ADD TABLE "+cat.Name.Quoted()+"; then: rehome resume-replication",
+		err = stop("table-not-published", "at the source, as the table's owner: ALTER PUBLICATION "+tenant.QuoteIdent(s.e.cfg.Publication)+" ADD TABLE "+cat.Name.Quoted()+"; then: rehome resume-replication, and rehome verify --repair for rows of before",
 			"table %s was made at the source and could not be published: %s", cat.Name, t.Failed)
 	case len(s.lanes) > 1 && !cat.Sharded() && s.e.isNew(oid) && !s.e.declaredReference(cat.Name):
 		return s.unlessDropped(ctx, oid, stop("table-without-realm", "drop it at the source and make it with the realm key, or start the replication again with --reference; then: rehome resume-replication",
@@ -197,7 +197,7 @@ func (s *stream) checkNew(ctx context.Context, oid uint32) error {
 	default:
 		return nil
 	}
-	if s.e.shape.asked == s.commit {
+	if s.commit <= s.e.shape.asked {
 		return s.unlessMended(ctx, oid, err)
 	}
 	return s.unlessDropped(ctx, oid, err)
@@ -273,7 +273,7 @@ func (e *Engine) noteAsked(ctx context.Context, err error) {
 	for _, sh := range e.cfg.Shards {
 		c, err := e.shardSession(ctx, sh, "setup")
 		if err == nil {
-			_, err = c.Exec(ctx, `UPDATE rehome.shape SET asked = $2::pg_lsn WHERE replication = $1`, e.cfg.Replication, at.String())
+			_, err = c.Exec(ctx, `UPDATE rehome.shape SET asked = greatest(asked, $2::pg_lsn) WHERE replication = $1`, e.cfg.Replication, at.String())
 			closeSoon(c)
 		}
 		if err != nil {

@@ -320,3 +320,75 @@ func TestEventTriggersGoAway(t *testing.T) {
 	}
 	exec(t, r.srcDB, `ALTER TABLE items ADD COLUMN a int`)
 }
+
+// TestSchemaChangeThatAShardRefuses has an object at a shard in the way of a change.
+func TestSchemaChangeThatAShardRefuses(t *testing.T) {
+	t.Parallel()
+	r, _ := ddlRig(t)
+	shard := open(t, r.shards[1].DSN)
+	exec(t, shard, `CREATE VIEW local AS SELECT what FROM items`)
+	exec(t, r.srcDB, `BEGIN; UPDATE items SET n = 7777; ALTER TABLE items DROP COLUMN what; INSERT INTO items (realm_id, id, n) SELECT 'r' || g, 800, g FROM generate_series(1, 20) g; COMMIT`)
+	r.waitPhase(tenant.Paused)
+	if st := r.jour.phase(); !strings.Contains(st.Reason, "shard s1 refused") || !strings.Contains(st.Reason, `DROP COLUMN IF EXISTS "what"`) {
+		t.Fatalf("paused for %q", st.Reason)
+	}
+	if n := scalar[int](t, shard, `SELECT count(*) FROM items WHERE n = 7777`); n != 0 {
+		t.Errorf("%d rows of the transaction are there", n)
+	}
+	exec(t, shard, `DROP VIEW local`)
+	r.resume()
+	e, _ := r.start()
+	r.caughtUp(e)
+	if v := r.verifyClean(e); len(v.Schema) > 0 {
+		t.Errorf("the schemas differ: %+v", v.Schema)
+	}
+}
+
+// TestSchemaChangeWithinAStreamedTransaction has one in a transaction that is sent before it ends, and one in a savepoint
+// of it that is rolled back.
+func TestSchemaChangeWithinAStreamedTransaction(t *testing.T) {
+	t.Parallel()
+	r := newRigOn(t, streamingCluster(t), 2, tenant.ReplicationOptions{}, streamedTable+fillBig(1, 10))
+	e, _ := r.start()
+	r.waitPhase(tenant.InSync)
+	exec(t, r.srcDB, "BEGIN")
+	exec(t, r.srcDB, fillBig(1000, 2000))
+	exec(t, r.srcDB, "SAVEPOINT s; ALTER TABLE big ADD COLUMN never int; UPDATE big SET never = 1; ROLLBACK TO s")
+	exec(t, r.srcDB, "ALTER TABLE big ADD COLUMN extra int DEFAULT 5; UPDATE big SET extra = 1 WHERE id < 1500")
+	exec(t, r.srcDB, "ALTER TABLE big RENAME COLUMN extra TO more; UPDATE big SET more = 2 WHERE id < 1200")
+	exec(t, r.srcDB, "CREATE TABLE new (realm_id text, id int, PRIMARY KEY (realm_id, id)); INSERT INTO new SELECT 'r' || g, g FROM generate_series(1, 5000) g")
+	exec(t, r.srcDB, "COMMIT")
+	eventually(t, "the change arrives", func() bool {
+		r.waitPhase(tenant.InSync)
+		return scalar[bool](t, open(t, r.shards[1].DSN), `SELECT to_regclass('new') IS NOT NULL`)
+	})
+	v := r.verifyClean(e)
+	if len(v.Schema) > 0 || len(v.Tables) != 3 {
+		t.Errorf("%d tables; the schemas differ: %+v", len(v.Tables), v.Schema)
+	}
+}
+
+// TestTableThatGetsItsKeyLater has a table whose rows can be replicated only from a later moment on: it says so.
+func TestTableThatGetsItsKeyLater(t *testing.T) {
+	t.Parallel()
+	r, _ := ddlRig(t)
+	exec(t, r.srcDB, `CREATE TABLE late (realm_id text, id int); INSERT INTO late VALUES ('r1', 1)`)
+	r.waitPhase(tenant.Paused)
+	exec(t, r.srcDB, `ALTER TABLE late ADD PRIMARY KEY (realm_id, id); INSERT INTO late VALUES ('r1', 2)`)
+	r.resume()
+	r.start()
+	eventually(t, "it pauses for the rows of before", func() bool {
+		st := r.jour.phase()
+		return st.Phase == tenant.Paused && strings.Contains(st.Reason, "had rows before it could be published")
+	})
+	r.resume()
+	e, _ := r.start()
+	r.caughtUp(e)
+	v, err := e.Verify(t.Context(), replicator.VerifyOptions{})
+	if err != nil || v.Clean || len(v.Schema) > 0 {
+		t.Errorf("clean: %v, schema: %+v, error: %v", v.Clean, v.Schema, err)
+	}
+	if n := r.total(`SELECT count(*) FROM late`); n != 1 {
+		t.Errorf("%d rows", n)
+	}
+}

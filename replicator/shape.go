@@ -27,7 +27,7 @@ type shapeDoc struct {
 type shapes struct {
 	doc     shapeDoc
 	slot    *catalog.Catalogue // as it was when the slot was made: what the copy's notes name tables by
-	asked   tenant.LSN         // a person resumed the replication that was paused before this transaction
+	asked   tenant.LSN         // a person resumed the replication that was paused before this transaction, and before none later
 	stopped tenant.LSN         // the transaction that it is paused before
 	renewed bool               // the shards took a table's new columns over from a person
 }
@@ -118,7 +118,22 @@ func (e *Engine) loadShape(ctx context.Context, s *stream) error {
 		return err
 	}
 	e.setShape(sh.doc)
+	if sh.doc.Shape != nil {
+		e.tidyDDL(ctx)
+	}
 	return nil
+}
+
+// tidyDDL removes rows of rehome.ddl that the stream has carried long ago. It may fail: the next stream tries again.
+func (e *Engine) tidyDDL(ctx context.Context) {
+	c, err := e.src.conn(ctx, "setup")
+	if err == nil {
+		_, err = c.Exec(ctx, `DELETE FROM rehome.ddl WHERE at < now() - interval '1 day'`)
+		closeSoon(c)
+	}
+	if err != nil {
+		e.log.Warn("remove old records of schema changes", "error", err)
+	}
 }
 
 // setShape replaces the schema that is known. Catalogues are immutable: whoever has the former one keeps it.

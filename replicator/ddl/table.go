@@ -23,6 +23,10 @@ func (p *planner) table(t *Table) {
 	p.dirty[was.Root] = true
 	if p.published(was) != p.published(t) {
 		p.out.New = append(p.out.New, t.OID)
+		if p.published(t) && !t.Empty && !was.Partition {
+			p.problem("rehome resume-replication goes on without those rows; rehome verify --repair then brings them",
+				"table %s had rows before it could be published: they are not in the stream", t.TableName())
+		}
 	}
 	p.rename(stepTables, "TABLE", was.Schema, was.Name, t.Schema, t.Name)
 	if !t.Partition && !was.Partition {
