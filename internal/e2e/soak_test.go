@@ -201,7 +201,7 @@ func (r *tortureRig) start(plan []torture.Fault) {
 	a := r.nodes["a"]
 	r.load = torture.NewWorkload(torture.Config{
 		DSN: r.src, Seed: r.seed, Realms: r.size.realms, Clients: r.size.clients, Think: r.size.think, Big: r.size.big,
-		ToastMoves: os.Getenv("REHOME_TORTURE_NO_TOAST") == "", DDL: os.Getenv("REHOME_TORTURE_DDL") != "",
+		ToastMoves: os.Getenv("REHOME_TORTURE_NO_TOAST") == "", DDL: os.Getenv("REHOME_TORTURE_NO_DDL") == "",
 	})
 	writing, stopWriting := context.WithCancel(t.Context())
 	watching, stopWatching := context.WithCancel(t.Context())

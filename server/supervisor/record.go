@@ -221,27 +221,31 @@ func (j *journal) CopiedTable(ctx context.Context, relation string, chunk int, w
 	return nil
 }
 
-// Note implements replicator.Journal. News that cannot be written must not stop the work.
+// Note implements replicator.Journal. News that cannot be written must not stop the work; those of a former owner are no
+// news.
 func (j *journal) Note(ctx context.Context, event string, data any) {
-	if step, ok := data.(map[string]any); ok && event == "step" {
-		if name, ok := step["step"].(string); ok {
-			j.step(ctx, name)
+	err := j.guarded(ctx, func(tx pgx.Tx) error {
+		if step, ok := data.(map[string]any); ok && event == "step" {
+			if name, ok := step["step"].(string); ok {
+				if err := j.step(ctx, tx, name); err != nil {
+					return err
+				}
+			}
 		}
-	}
-	if err := j.note(ctx, j.s.cfg.Pool, event, data); err != nil && ctx.Err() == nil {
+		return j.note(ctx, tx, event, data)
+	})
+	if err != nil && ctx.Err() == nil && !errors.Is(err, replicator.ErrFenced) {
 		j.s.log.Warn("write an event", "event", event, "error", err)
 	}
 }
 
 // step keeps when each step began and ended, for people: the last one is open until the next begins. A step that is taken
 // again, after a crash, begins anew.
-func (j *journal) step(ctx context.Context, name string) {
-	_, err := j.s.cfg.Pool.Exec(ctx, `WITH ended AS (UPDATE rehome_control.replication_steps SET finished_at = now() WHERE replication = $1 AND finished_at IS NULL AND name <> $2)
+func (j *journal) step(ctx context.Context, tx pgx.Tx, name string) error {
+	_, err := tx.Exec(ctx, `WITH ended AS (UPDATE rehome_control.replication_steps SET finished_at = now() WHERE replication = $1 AND finished_at IS NULL AND name <> $2)
 		INSERT INTO rehome_control.replication_steps (replication, name) VALUES ($1, $2)
 		ON CONFLICT (replication, name) DO UPDATE SET started_at = now(), finished_at = NULL`, j.id, name)
-	if err != nil && ctx.Err() == nil {
-		j.s.log.Warn("write a step", "step", name, "error", err)
-	}
+	return err
 }
 
 func (j *journal) note(ctx context.Context, db progress.DB, event string, data any) error {

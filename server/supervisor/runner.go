@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/rehomedb/rehome/replicator"
@@ -303,7 +304,11 @@ func (r *runner) report(ctx context.Context) error {
 			if p.Phase == tenant.InSync || p.Phase == tenant.CutOver {
 				every = reportIdle
 			}
-			if err := r.publish(ctx, p, &last); err != nil && ctx.Err() == nil {
+			err := r.publish(ctx, p, &last)
+			if errors.Is(err, replicator.ErrFenced) {
+				return err
+			}
+			if err != nil && ctx.Err() == nil {
 				r.log.Warn("publish progress", "error", err)
 			}
 		}
@@ -326,14 +331,21 @@ func (r *runner) publish(ctx context.Context, p tenant.Progress, last *[]byte) e
 	if err != nil {
 		return err
 	}
-	if _, err := r.s.cfg.Pool.Exec(ctx, `UPDATE rehome_control.replications SET progress = $2, updated_at = now() WHERE id = $1`, r.id, row); err != nil {
+	// A server that was stopped and wakes up must not show its former progress over that of the owner.
+	err = r.journal.guarded(ctx, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `UPDATE rehome_control.replications SET progress = $2, updated_at = now() WHERE id = $1`, r.id, row); err != nil {
+			return err
+		}
+		if string(event) == string(*last) {
+			return nil
+		}
+		return r.journal.note(ctx, tx, "progress", p)
+	})
+	if err != nil {
 		return fmt.Errorf("write progress: %w", err)
 	}
-	if string(event) == string(*last) {
-		return nil
-	}
 	*last = event
-	return r.journal.note(ctx, r.s.cfg.Pool, "progress", p)
+	return nil
 }
 
 // brief keeps the tables that are being worked on, then the largest of the others.
