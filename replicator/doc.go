@@ -32,12 +32,13 @@
 //   - A shard's rows, its schema and what it knows of the source's schema (rehome.shape) change together: a change of the
 //     schema is applied in its place in the stream, alone, in the transaction that records it (package ddl, shape.go).
 //   - A table copied under a later snapshot than the slot's carries a watermark: commits before it are in the copy and
-//     are skipped for that table.
+//     are skipped for that table. Chunks of a table may each have their own; then a row's key tells which counts, and
+//     constraints that such a copy cannot satisfy are built once the stream is past the largest.
 //   - Nothing is overwritten to make an error go away: a conflict or a missing row is divergence and pauses the
 //     replication with the row's key.
 //
 // # Who is authoritative
 //
-// The shard's rehome.progress and rehome.copied are the truth about what is applied and copied; the control database's
+// The shard's rehome.progress, rehome.copied and rehome.chunks are the truth about what is applied and copied; the control database's
 // rows are for showing. The slot at the source is the truth about what can still be read.
 package replicator
