@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/jackc/pgx/v5"
@@ -164,7 +166,7 @@ func (w *copyWorker) copy(ctx context.Context, j unit) (err error) {
 	res, err := snapshot.CopyLeaf(ctx, snapshot.Spec{
 		Table: j.table.Name, Leaf: j.leaf, Part: j.part(), Columns: j.table.Copied(), RealmKey: j.table.RealmKey,
 		Source: w.source.PgConn(), Targets: targets, Route: w.e.router.lane, Freeze: j.chunk == nil, Counters: counters,
-		Pace: w.e.throttle.wait,
+		Pace: w.e.throttle.wait, Text: slices.ContainsFunc(w.shards, needsText),
 	})
 	if err != nil {
 		undo()
@@ -291,4 +293,13 @@ func (e *Engine) refreshLeaves(ctx context.Context, snap *view) error {
 		}
 	}
 	return nil
+}
+
+// needsText says that a shard may not take every type in binary: before 14 arrays and composites of custom types are
+// refused unless their OIDs are the source's (array_recv, record_recv).
+func needsText(c *pgx.Conn) bool {
+	const binaryFrom = 14
+	major, _, _ := strings.Cut(c.PgConn().ParameterStatus("server_version"), ".")
+	v, err := strconv.Atoi(major)
+	return err != nil || v < binaryFrom
 }

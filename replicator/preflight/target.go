@@ -15,9 +15,8 @@ import (
 	"github.com/rehomedb/rehome/tenant"
 )
 
-// oldestTarget: from 14 on arrays and composites of custom types are taken in binary whatever their OIDs (array_recv,
-// record_recv).
-const oldestTarget = 140000
+// oldestTarget is the oldest version that is tested as a shard (make matrix).
+const oldestTarget = 130000
 
 // needs reads at the source what the targets must have.
 func (c *checker) needs(ctx context.Context, tx pgx.Tx) error {
@@ -95,7 +94,7 @@ func (c *checker) targetServer(ctx context.Context, tx pgx.Tx, side string) erro
 		c.block("target-is-standby", side, "name the primary: rehome update-shard", "the %s is a standby", side)
 	}
 	if version < oldestTarget {
-		c.block("target-too-old", side, "upgrade it to Postgres 14 or newer, best to the source's version or newer", "the %s is Postgres %d", side, version/10000)
+		c.block("target-too-old", side, "upgrade it to Postgres 13 or newer, best to the source's version or newer", "the %s is Postgres %d", side, version/10000)
 	}
 	if fsync != "on" {
 		c.warn("fsync-off", side, "ALTER SYSTEM SET fsync = on; SELECT pg_reload_conf()", "fsync is %s at the %s: a crash may lose rows that were acknowledged", fsync, side)
