@@ -61,7 +61,7 @@ func (e *Engine) care(ctx context.Context) error {
 		if phase := e.State().Phase; phase != tenant.Created {
 			err := w.look(ctx)
 			if ctx.Err() != nil {
-				return nil //nolint:nilerr // ended on purpose
+				return nil // ended on purpose
 			}
 			e.throttle.looked()
 			if err != nil {

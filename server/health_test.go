@@ -34,8 +34,10 @@ func TestProbesAndMetrics(t *testing.T) {
 	b.exec(`INSERT INTO rehome_control.replications (id, database, source_dsn_sealed, source_label, target_url, options, state, phase, slot_name, publication, placement_epoch, progress)
 		VALUES ('abc','mine','','','','{}','{}','in_sync','','',1,'{"lag_bytes":77,"lag_ms":1500,"slot_wal_bytes":9,"throttled":"x","care":{"slot_lost_seconds":60,"wal_bytes_per_second":5}}')`)
 	_, body = b.get("/metrics")
-	for _, want := range []string{`rehome_replication_lag_bytes{database="mine",phase="in_sync",replication="abc"} 77`, `rehome_replication_lag_seconds{database="mine",phase="in_sync",replication="abc"} 1.5`,
-		`rehome_replication_throttled{database="mine",phase="in_sync",replication="abc"} 1`, `rehome_replication_slot_lost_seconds{database="mine",phase="in_sync",replication="abc"} 60`} {
+	for _, want := range []string{
+		`rehome_replication_lag_bytes{database="mine",phase="in_sync",replication="abc"} 77`, `rehome_replication_lag_seconds{database="mine",phase="in_sync",replication="abc"} 1.5`,
+		`rehome_replication_throttled{database="mine",phase="in_sync",replication="abc"} 1`, `rehome_replication_slot_lost_seconds{database="mine",phase="in_sync",replication="abc"} 60`,
+	} {
 		if !strings.Contains(body, want) {
 			t.Errorf("no %s", want)
 		}

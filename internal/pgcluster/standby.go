@@ -58,11 +58,13 @@ func (c *Cluster) fromBackup(ctx context.Context, primary *Cluster, slot string)
 		return fmt.Errorf("back up the primary: %w: %s", err, strings.TrimSpace(out))
 	}
 	// Before 17 the backup's connection does not name a database, which only the synchronisation of slots needs.
-	settings := "\nunix_socket_directories = '" + c.socketDir() + "'\n"
+	var b strings.Builder
+	b.WriteString("\nunix_socket_directories = '" + c.socketDir() + "'\n")
 	for name, value := range c.opts.Settings {
-		settings += name + " = '" + strings.ReplaceAll(value, "'", "''") + "'\n"
+		b.WriteString(name + " = '" + strings.ReplaceAll(value, "'", "''") + "'\n")
 	}
-	settings += "primary_conninfo = 'host=127.0.0.1 port=" + strconv.Itoa(primary.port) + " user=" + c.opts.Superuser + " dbname=postgres sslmode=disable passfile=" + passFile + "'\n"
+	b.WriteString("primary_conninfo = 'host=127.0.0.1 port=" + strconv.Itoa(primary.port) + " user=" + c.opts.Superuser + " dbname=postgres sslmode=disable passfile=" + passFile + "'\n")
+	settings := b.String()
 	for _, name := range []string{"postgresql.conf", "postgresql.auto.conf"} { // the last line of the last file wins
 		conf := filepath.Join(c.data(), name)
 		old, err := os.ReadFile(conf)
