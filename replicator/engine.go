@@ -110,6 +110,8 @@ type Engine struct {
 	closed  bool        // the source must not write any more
 	mending atomic.Bool // a person asked to take rows from the source anew that stop the stream
 	markers map[string]*marker
+
+	walMissing atomic.Int32 // sessions in a row that ended for want of WAL
 }
 
 // New prepares an engine; Run starts it.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -202,10 +203,19 @@ func badMessage(err error) error {
 	return stop("bad-message", "report this with the source's version", "the source's stream cannot be understood: %v", err)
 }
 
+// walRetries is how often in a row a session may end for want of WAL before the slot counts as lost. Once need not mean
+// it: an acknowledgement may move the slot beyond what a session that has just begun still reads, and a checkpoint then
+// removes that. The next session begins where the slot is. A slot that is lost for good says so in its wal_status.
+const walRetries = 5
+
 // lost explains the end of the stream. A slot whose WAL is gone can never go on.
 func (s *stream) lost(err error) error {
 	if pe, ok := errors.AsType[*pgconn.PgError](err); ok {
-		if pe.Code == "58P01" || pe.Code == "55000" {
+		removed := strings.Contains(pe.Message, "has already been removed")
+		if removed && s.e.walMissing.Add(1) <= walRetries {
+			return tenant.Errorf(tenant.KindUnavailable, "wal-missing", "", "the source's walsender read WAL that slot %s no longer holds: %s", s.e.src.slot, pe.Message)
+		}
+		if removed || pe.Code == "58P01" || pe.Code == "55000" {
 			return stop("slot-lost", "cancel the replication and start it again; raise max_slot_wal_keep_size at the source before",
 				"the source no longer has the changes that slot %s needs: %s", s.e.src.slot, pe.Message)
 		}
@@ -309,6 +319,7 @@ func (s *stream) commitTx(ctx context.Context, m *pgoutput.Message) error {
 		return err
 	}
 	s.inTx = false
+	s.e.walMissing.Store(0)
 	for i, l := range s.lanes {
 		if s.skip[i] {
 			l.in.advance(m.EndLSN)
