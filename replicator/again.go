@@ -74,7 +74,7 @@ func (b *ledger) run(ctx context.Context, done <-chan struct{}) error {
 		case <-tick.C:
 			if err := b.write(context.WithoutCancel(ctx), conn); err != nil {
 				if ctx.Err() != nil {
-					return nil //nolint:nilerr // what ended the copy says more
+					return nil
 				}
 				return fmt.Errorf("shard %s: record the progress of the copy: %w", b.e.cfg.Shards[0].Name, err)
 			}

@@ -56,7 +56,7 @@ func parseKey(base uint32, text []byte) (k keyPoint, err error) {
 		if err != nil {
 			return k, fmt.Errorf("key %q is no integer", text)
 		}
-		binary.BigEndian.PutUint64(k[:], uint64(n)^(1<<63)) //nolint:gosec // the bits are wanted, not the number
+		binary.BigEndian.PutUint64(k[:], uint64(n)^(1<<63))
 		return k, nil
 	}
 	digits := make([]byte, 0, 32)

@@ -69,7 +69,9 @@ func BenchmarkCopy(b *testing.B) {
 				b.ReportMetric(float64(e.Progress().BytesDone)/1e6/b.Elapsed().Seconds()*float64(b.N), "MB/s")
 				b.ReportMetric(float64(heap)/1e6, "MB-heap")
 				cancel()
-				<-done
+				if err := <-done; err != nil {
+					b.Error(err)
+				}
 				if err := e.CleanUp(context.Background()); err != nil {
 					b.Log(err)
 				}
