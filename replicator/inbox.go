@@ -28,6 +28,7 @@ type inbox struct {
 	rows    int // in queue and open
 	bytes   int
 	pos     tenant.LSN // everything before it is in the queue or was taken
+	given   tenant.LSN // end of the last transaction that has something for the lane
 	ready   chan struct{}
 	space   chan struct{}
 	partial bool // a piece of the open transaction was taken
@@ -109,6 +110,7 @@ func (b *inbox) commit(end tenant.LSN, marker string) {
 	if len(g.changes) == 0 && marker == "" && !b.partial {
 		return
 	}
+	b.given = end
 	g.open, g.end, g.txns, g.marker = false, end, 1, marker
 	b.partial = false
 	if last := b.last(); last != nil && last.marker == "" && marker == "" && last.barrier == nil && !last.ddl && !g.ddl &&
@@ -188,6 +190,12 @@ func (b *inbox) take(ctx context.Context, idle time.Duration) (g *group, pos ten
 			return nil, pos, nil
 		}
 	}
+}
+
+func (b *inbox) lastGiven() tenant.LSN {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.given
 }
 
 // oldest is when the oldest transaction that waits here was committed; zero when none waits.

@@ -252,7 +252,7 @@ func (l *lane) applyOnce(ctx context.Context, g *group, sets bool) (err error) {
 		txns += g.txns
 		rows += len(g.changes)
 		if !g.open {
-			end = g.end
+			end = max(g.end, pos.lsn) // a marker that the shard has already lies before what it has since
 			break
 		}
 		if g, err = l.more(ctx); err != nil {

@@ -11,10 +11,11 @@ import (
 // belongs to some of its chunks only: a chunk has what was committed before its snapshot. A row that moves from one chunk
 // to another may therefore be a deletion here, an insertion there, or nothing at all.
 
-// marked tells a relation how its table was copied.
-func (r *relation) marked(c copied) error {
+// marked tells a relation how its table was copied. Beyond the greatest watermark that matters no more, whatever became of
+// the key by then.
+func (r *relation) marked(c copied, commit tenant.LSN) error {
 	r.skip, r.marks, r.chunk = c.watermark, nil, -1
-	if c.marks == nil {
+	if !c.marks.mixedAt(commit) {
 		return nil
 	}
 	for i, col := range r.columns {

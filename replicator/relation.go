@@ -19,8 +19,9 @@ const firstUserOID = 16384
 const bpcharOID = 1042
 
 // relate joins what the stream says of a table with the catalogue. A table whose shape changed is compared with the
-// shards: if they have the new shape it goes on, else it pauses before the first row of the new shape.
-func (e *Engine) relate(ctx context.Context, m pgoutput.Relation, former *relation) (*relation, error) {
+// shards: if they have the new shape it goes on, else it pauses before the first row of the new shape. The description
+// comes in the transaction that ends at commit.
+func (e *Engine) relate(ctx context.Context, commit tenant.LSN, m pgoutput.Relation, former *relation) (*relation, error) {
 	rel := &relation{name: tenant.TableName{Schema: m.Namespace, Name: m.Name}, realm: -1, full: m.Identity == 'f'}
 	if former != nil {
 		rel.version = former.version + 1
@@ -69,7 +70,7 @@ func (e *Engine) relate(ctx context.Context, m pgoutput.Relation, former *relati
 	}
 	rel.blind = len(e.cfg.Shards) > 1 && rel.realm >= 0 && table.RealmFixed && !rel.full && !rel.isKey(rel.realm)
 	c, _ := e.copyOf(table)
-	if err := rel.marked(c); err != nil {
+	if err := rel.marked(c, commit); err != nil {
 		return nil, err
 	}
 	if former != nil && former.sameAs(rel) {

@@ -191,7 +191,7 @@ func (s *stream) checkNew(ctx context.Context, oid uint32) error {
 	case len(s.lanes) > 1 && !cat.Sharded() && s.e.isNew(oid) && !s.e.declaredReference(cat.Name):
 		return s.unlessDropped(ctx, oid, stop("table-without-realm", "drop it at the source and make it with the realm key, or start the replication again with --reference; then: rehome resume-replication",
 			"table %s was made at the source without the realm key: its rows cannot be routed", cat.Name))
-	case len(s.lanes) > 1 && cat.Sharded() && !cat.Identity.Has(cat.RealmKey):
+	case len(s.lanes) > 1 && cat.Sharded() && !cat.RealmFixed && !cat.Identity.Has(cat.RealmKey):
 		return s.unlessDropped(ctx, oid, stop("identity-without-realm", "make the realm key part of its primary key at the source, or drop it there; then: rehome resume-replication",
 			"the replica identity of table %s does not contain its realm key %s: its rows cannot be routed", cat.Name, cat.RealmKey))
 	default:
@@ -261,6 +261,22 @@ func ddlFailed(shard string, step *schemaStep, pe *pgconn.PgError) error {
 func asking(err error) bool {
 	te, ok := errors.AsType[*tenant.Error](err)
 	return ok && (strings.HasPrefix(te.Code, "ddl-") || strings.HasPrefix(te.Code, "table-") || te.Code == "identity-without-realm")
+}
+
+// drain holds a pause back until every lane has applied what comes before it: rows of the old shape must not meet a shard
+// that a person has given the new one.
+func (s *stream) drain(ctx context.Context, err error) error {
+	if te, ok := errors.AsType[*tenant.Error](err); !ok || (!asking(err) && te.Code != "schema-changed") {
+		return err
+	}
+	for _, l := range s.lanes {
+		for l.position().LSN < l.in.lastGiven() {
+			if werr := wait(ctx, flushPoll); werr != nil {
+				return werr // a lane failed: the pause comes when all is read again
+			}
+		}
+	}
+	return err
 }
 
 // noteAsked remembers at the shards that the replication was paused before a transaction, after the pause was recorded: a

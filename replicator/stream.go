@@ -70,7 +70,7 @@ func (s *stream) run(ctx context.Context) error {
 		g.Go(func() error { return l.run(ctx) })
 	}
 	g.Go(func() error { return s.acknowledge(ctx) })
-	g.Go(func() error { return s.read(ctx) })
+	g.Go(func() error { return s.drain(ctx, s.read(ctx)) })
 	return g.Wait()
 }
 
@@ -248,7 +248,7 @@ func (s *stream) message(ctx context.Context, m *pgoutput.Message) error {
 	case pgoutput.Commit:
 		return s.commitTx(ctx, m)
 	case pgoutput.RelationKind:
-		rel, err := s.e.relate(ctx, m.Relation.Clone(), s.rels[m.Relation.OID])
+		rel, err := s.e.relate(ctx, s.commit, m.Relation.Clone(), s.rels[m.Relation.OID])
 		if err != nil {
 			return err
 		}

@@ -95,7 +95,8 @@ type conn struct {
 
 func (g *conn) arm(cfg *pgconn.Config, pid uint32) {
 	own := cfg.Copy()
-	own.AfterNetConnect, own.AfterConnect, own.Fallbacks = nil, nil, nil
+	// The fallbacks stay: with or without TLS, by whichever of the names, this server once let us in.
+	own.AfterNetConnect, own.AfterConnect, own.ValidateConnect = nil, nil, nil
 	own.ConnectTimeout = probeTimeout
 	own.RuntimeParams = maps.Clone(own.RuntimeParams)
 	delete(own.RuntimeParams, "replication")

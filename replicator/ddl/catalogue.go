@@ -87,7 +87,9 @@ func (p *planner) catalogue() {
 func (p *planner) catalogueTable(t *Table, was *catalog.Table) catalog.Table {
 	out := catalog.Table{OID: t.OID, Name: t.TableName(), Partitioned: t.Kind == "p", Identity: t.identity()}
 	out.RealmKey, _ = p.realmKey(t)
+	out.RealmFixed = out.RealmKey != "" && catalog.RealmFixed(p.opts.Replication, out.Name)
 	if was != nil {
+		out.RealmFixed = was.RealmFixed && out.RealmKey != ""
 		out.Rows, out.Bytes = was.Rows, was.Bytes
 		if was.Sharded() && out.RealmKey == "" && p.opts.Shards > 1 {
 			p.problem("put it back at the source, then cancel the replication and start it again", "the realm key of table %s was dropped: its rows can no longer be routed", t.TableName())
@@ -95,7 +97,7 @@ func (p *planner) catalogueTable(t *Table, was *catalog.Table) catalog.Table {
 	}
 	for _, c := range t.Columns {
 		out.Columns = append(out.Columns, catalog.Column{
-			Name: c.Name, Num: c.Num, TypeOID: c.TypeOID, Type: c.Type, TypeMod: c.TypeMod, Mod: c.Mod, BaseOID: c.Base, Category: c.Category,
+			Name: c.Name, Num: c.Num, TypeOID: c.TypeOID, Type: c.Type, TypeMod: c.TypeMod, Mod: c.Mod, BaseOID: c.Base, BaseType: c.BaseType, Category: c.Category,
 			NotNull: c.NotNull, Generated: c.Generated != "", IdentityKind: c.Identity, EqualOp: c.Equal,
 			Binary: was != nil && binary(was, &c), // only the copy asks for it
 		})

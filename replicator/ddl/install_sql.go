@@ -38,7 +38,7 @@ SELECT jsonb_build_object(
 	'columns', coalesce((
 		SELECT jsonb_agg(jsonb_build_object(
 			'num', a.attnum, 'name', a.attname, 'type_oid', a.atttypid::bigint, 'type', format_type(a.atttypid, -1), 'type_mod', format_type(a.atttypid, a.atttypmod),
-			'mod', a.atttypmod, 'base', b.oid::bigint, 'category', b.typcategory, 'generated', a.attgenerated, 'identity', a.attidentity,
+			'mod', a.atttypmod, 'base', b.oid::bigint, 'base_type', CASE WHEN b.oid <> a.atttypid THEN format_type(b.oid, -1) ELSE '' END, 'category', b.typcategory, 'generated', a.attgenerated, 'identity', a.attidentity,
 			'not_null', a.attnotnull AND NOT EXISTS (SELECT FROM pg_constraint k WHERE k.conrelid = a.attrelid AND k.contype = 'n' AND k.conkey[1] = a.attnum AND NOT k.convalidated),
 			'default', coalesce(pg_get_expr(d.adbin, d.adrelid), ''), 'inherited', a.attinhcount > 0 AND NOT a.attislocal,
 			'missing', CASE WHEN a.atthasmissing THEN (a.attmissingval::text::text[])[1]

@@ -50,6 +50,7 @@ type Column struct {
 	TypeMod   string  `json:"type_mod"`
 	Mod       int32   `json:"mod"`
 	Base      uint32  `json:"base"`
+	BaseType  string  `json:"base_type"` // of a domain: the type below it
 	Category  string  `json:"category"`
 	Generated string  `json:"generated"` // "", s stored, v virtual
 	Identity  string  `json:"identity"`  // "", a always, d by default
