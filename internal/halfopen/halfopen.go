@@ -10,6 +10,7 @@ package halfopen
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -136,7 +137,8 @@ func (g *conn) Read(p []byte) (int, error) {
 	if n > 0 {
 		g.received++
 		g.failed = 0
-		g.quiet = endsReady(p[:n])
+		g.quiet = g.quiet || endsReady(p[:n]) // what comes unasked, as a notification, leaves nothing owed
+		g.feeding = g.feeding || asksForRows(p[:n])
 	}
 	if err != nil && g.lost != nil {
 		return n, g.lost
@@ -149,6 +151,12 @@ func endsReady(p []byte) bool {
 	const ready = "Z\x00\x00\x00\x05"
 	at := len(p) - len(ready) - 1
 	return at >= 0 && string(p[at:at+len(ready)]) == ready
+}
+
+// asksForRows reports whether what came is CopyInResponse (manual, "Message Formats") alone: the server waits for rows,
+// of which the first may come late.
+func asksForRows(p []byte) bool {
+	return len(p) > 5 && p[0] == 'G' && uint64(len(p)) == 1+uint64(binary.BigEndian.Uint32(p[1:5]))
 }
 
 // Write implements net.Conn.
