@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -18,14 +19,19 @@ import (
 	"github.com/rehomedb/rehome/tenant"
 )
 
-// copyTables copies what is not copied yet, under one snapshot, the largest units first.
-func (e *Engine) copyTables(ctx context.Context, snap *view, notes copyNotes) error {
+// rewrittenPause is how soon a relation that was rewritten is tried again: whatever rewrote it may do it once more.
+const rewrittenPause = 200 * time.Millisecond
+
+// copyTables copies what is not copied yet, under one snapshot, the largest units first. It reports whether relations are
+// left that were rewritten since the snapshot, which does not see their rows: what else is being copied, perhaps for hours,
+// is not given up for them.
+func (e *Engine) copyTables(ctx context.Context, snap *view, notes copyNotes) (rewritten bool, err error) {
 	if err := e.settleAgain(ctx, notes); err != nil {
-		return err
+		return false, err
 	}
 	jobs, err := e.planCopy(ctx, snap, notes)
 	if err != nil {
-		return err
+		return false, err
 	}
 	var mu sync.Mutex
 	next := func() (unit, bool) {
@@ -39,9 +45,6 @@ func (e *Engine) copyTables(ctx context.Context, snap *view, notes copyNotes) er
 		return j, true
 	}
 	book := newLedger(e)
-	if err := e.throttle.begin(ctx); err != nil {
-		return err
-	}
 	g, ctx := errgroup.WithContext(ctx)
 	var workers sync.WaitGroup
 	for i := range min(maxCopyJobs, len(jobs)) {
@@ -71,7 +74,15 @@ func (e *Engine) copyTables(ctx context.Context, snap *view, notes copyNotes) er
 				if !ok {
 					return nil
 				}
-				if err := w.copy(ctx, j); err != nil {
+				err := w.copy(ctx, j)
+				if errors.Is(err, snapshot.ErrRewritten) {
+					e.log.Info("a relation was rewritten since the snapshot; it is copied under a later one", "relation", j.relation())
+					mu.Lock()
+					rewritten = true
+					mu.Unlock()
+					continue
+				}
+				if err != nil {
 					return err
 				}
 			}
@@ -84,7 +95,44 @@ func (e *Engine) copyTables(ctx context.Context, snap *view, notes copyNotes) er
 		return nil
 	})
 	g.Go(func() error { return book.run(ctx, done) })
-	return g.Wait()
+	err = g.Wait()
+	return rewritten, err
+}
+
+// copyRewritten copies what was rewritten since the snapshot, under a new one each time, until nothing of it is left. Nothing
+// comes between such a snapshot and the copy that could take long: a table that is truncated every other second would
+// never be copied otherwise.
+func (e *Engine) copyRewritten(ctx context.Context) error {
+	for again := true; again; {
+		if err := wait(ctx, rewrittenPause); err != nil {
+			return err
+		}
+		snap, err := e.src.temporarySnapshot(ctx, "copy")
+		if err != nil {
+			return err
+		}
+		again, err = e.copyLeft(ctx, snap)
+		snap.close()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// copyLeft copies what is left under a snapshot that was just made.
+func (e *Engine) copyLeft(ctx context.Context, snap *view) (rewritten bool, err error) {
+	if err := e.noteCopied(ctx); err != nil {
+		return false, err
+	}
+	if err := e.refreshLeaves(ctx, snap); err != nil {
+		return false, err
+	}
+	notes, err := e.takeNotes(ctx)
+	if err != nil {
+		return false, err
+	}
+	return e.copyTables(ctx, snap, notes)
 }
 
 // planCopy lists the units of all tables that are not copied yet.
@@ -170,7 +218,7 @@ func (w *copyWorker) copy(ctx context.Context, j unit) (err error) {
 	})
 	if err != nil {
 		undo()
-		return copyError(j, err)
+		return copyError(err)
 	}
 	for i, c := range w.shards {
 		bytes := res.Bytes
@@ -189,12 +237,8 @@ func (w *copyWorker) copy(ctx context.Context, j unit) (err error) {
 	return w.e.cfg.Journal.CopiedTable(ctx, j.relation(), j.number(), w.snap.lsn, res.Rows, res.Bytes)
 }
 
-func copyError(j unit, err error) error {
-	switch {
-	case errors.Is(err, snapshot.ErrRewritten):
-		// The next snapshot sees the rewritten table whole.
-		return tenant.Errorf(tenant.KindUnavailable, "table-rewritten", "", "table %s was rewritten while it was being copied; it is copied again", j.relation())
-	case errors.Is(err, snapshot.ErrNullRealm):
+func copyError(err error) error {
+	if errors.Is(err, snapshot.ErrNullRealm) {
 		return stop("row-without-realm", "give every row a realm at the source, or declare the table with --reference; then start again", "%v", err)
 	}
 	return err

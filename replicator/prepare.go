@@ -181,10 +181,20 @@ func (e *Engine) copyUnder(ctx context.Context, snap *view, archive *schema.Arch
 		return err
 	}
 	e.announce(ctx, "copying")
-	if err := e.copyTables(ctx, snap, notes); err != nil {
+	if err := e.throttle.begin(ctx); err != nil {
+		return err
+	}
+	rewritten, err := e.copyTables(ctx, snap, notes)
+	if err != nil {
 		return err
 	}
 	snap.close() // before the indexes: an open snapshot holds back vacuum at the source
+	if rewritten {
+		e.announce(ctx, "copying what was rewritten meanwhile")
+		if err := e.copyRewritten(ctx); err != nil {
+			return err
+		}
+	}
 	if notes, err = e.takeNotes(ctx); err != nil {
 		return err
 	}

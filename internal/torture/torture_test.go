@@ -162,6 +162,7 @@ func TestCompare(t *testing.T) {
 		t.Fatal(err)
 	}
 	w := NewWorkload(Config{DSN: src, Seed: 5, Realms: realms, Clients: 3, Think: time.Millisecond, Big: 200, ToastMoves: true, DDL: true})
+	w.AllowDDL()
 	writing, stop := context.WithCancel(ctx)
 	done := make(chan error, 1)
 	go func() { done <- w.Run(writing) }()

@@ -50,7 +50,7 @@ type Config struct {
 	Big     int           // rows of a large transaction
 	// ToastMoves moves rows with unchanged TOASTed values to other realms.
 	ToastMoves bool
-	// DDL changes the schema while the rest goes on.
+	// DDL changes the schema while the rest goes on, from AllowDDL on.
 	DDL bool
 }
 
@@ -58,13 +58,18 @@ type Config struct {
 type Workload struct {
 	cfg   Config
 	acked atomic.Int64
+	ddl   chan struct{} // closed by AllowDDL
+	once  sync.Once
 	mu    sync.Mutex
 	tries []Try
 	fault error // of ours: SQL that is wrong
 }
 
 // NewWorkload makes a workload; Run starts it.
-func NewWorkload(cfg Config) *Workload { return &Workload{cfg: cfg} }
+func NewWorkload(cfg Config) *Workload { return &Workload{cfg: cfg, ddl: make(chan struct{})} }
+
+// AllowDDL lets the schema change from now on.
+func (w *Workload) AllowDDL() { w.once.Do(func() { close(w.ddl) }) }
 
 // Acked is how many transactions were acknowledged so far.
 func (w *Workload) Acked() int64 { return w.acked.Load() }
@@ -86,7 +91,14 @@ func (w *Workload) Run(ctx context.Context) error {
 	if w.cfg.DDL {
 		c := &client{w: w, n: int64(w.cfg.Clients + 1), rnd: newRand(w.cfg.Seed, uint64(w.cfg.Clients+1)), slow: 40}
 		d := &ddl{c: c}
-		g.Go(func() error { c.run(ctx, d.next); return nil })
+		g.Go(func() error {
+			select {
+			case <-w.ddl:
+				c.run(ctx, d.next)
+			case <-ctx.Done():
+			}
+			return nil
+		})
 	}
 	_ = g.Wait() // no client fails
 	w.mu.Lock()

@@ -119,7 +119,11 @@ func pgDump(ctx context.Context, cfg Config, dir string, excluded []tenant.Table
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		return nil, fmt.Errorf("dump the schema: pg_dump: %w: %s", err, shorten(stderr.String()))
+		text := shorten(stderr.String())
+		if passes(stderr.String()) {
+			return nil, &tenant.Error{Kind: tenant.KindUnavailable, Code: "pg-dump-interrupted", Message: "dump the schema: pg_dump was interrupted: " + text, Err: err}
+		}
+		return nil, fmt.Errorf("dump the schema: pg_dump: %w: %s", err, text)
 	}
 	raw, err := os.ReadFile(file)
 	if err != nil {

@@ -71,7 +71,7 @@ func environment(dsn tenant.DSN, dir string) ([]string, error) {
 		return nil, fmt.Errorf("write the connection's parameters: %w", err)
 	}
 	env := slices.DeleteFunc(os.Environ(), ours)
-	env = append(env, "PGSERVICEFILE="+file, "PGSERVICE=rehome", "LC_MESSAGES=C")
+	env = append(env, "PGSERVICEFILE="+file, "PGSERVICE=rehome", "LC_ALL=C", "LANGUAGE=") // messages that passes reads
 	if cfg.Password != "" {
 		env = append(env, "PGPASSWORD="+cfg.Password)
 	}
