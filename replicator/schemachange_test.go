@@ -296,10 +296,16 @@ func TestSchemaChangesOutliveOurErrors(t *testing.T) {
 func TestEventTriggersGoAway(t *testing.T) {
 	t.Parallel()
 	r, _ := ddlRig(t)
-	if len(r.jour.changes) != 1 {
+	undo := ""
+	for _, c := range r.jour.changes {
+		if strings.HasPrefix(c.Object, "event triggers") {
+			undo = c.Undo
+		}
+	}
+	if undo == "" {
 		t.Fatalf("changes of the source: %+v", r.jour.changes)
 	}
-	exec(t, r.srcDB, r.jour.changes[0].Undo)
+	exec(t, r.srcDB, undo)
 	if n := scalar[int](t, r.srcDB, `SELECT count(*) FROM pg_event_trigger`); n != 3 {
 		t.Errorf("%d event triggers are left while they are in use", n)
 	}
@@ -313,7 +319,7 @@ func TestEventTriggersGoAway(t *testing.T) {
 	if err := e.CleanUp(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	exec(t, r.srcDB, r.jour.changes[0].Undo)
+	exec(t, r.srcDB, undo)
 	if n := scalar[int](t, r.srcDB, `SELECT (SELECT count(*) FROM pg_event_trigger) + (SELECT count(*) FROM pg_proc WHERE pronamespace = 'rehome'::regnamespace AND proname LIKE 'ddl%')
 		+ (SELECT count(*) FROM pg_class WHERE relnamespace = 'rehome'::regnamespace AND relname LIKE 'ddl%')`); n != 0 {
 		t.Errorf("%d objects are left", n)

@@ -120,3 +120,26 @@ func TestPausesComeWhenLanesHaveWhatIsBefore(t *testing.T) {
 		})
 	}
 }
+
+// TestNothingIsLeftOfRenamedPartitions takes back what was changed at the source after a partition got another name.
+func TestNothingIsLeftOfRenamedPartitions(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, 1, tenant.ReplicationOptions{Reference: []string{"public.plans*"}}, ddlSetup)
+	e, stop := r.start()
+	r.waitPhase(tenant.InSync)
+	exec(t, r.srcDB, `ALTER TABLE log_1 RENAME TO "log ''one"`)
+	r.caughtUp(e)
+	stop()
+	if err := e.CleanUp(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range r.jour.changes {
+		exec(t, r.srcDB, c.Undo)
+	}
+	if err := gate.UninstallSource(t.Context(), r.srcDB, false); err != nil {
+		t.Error(err)
+	}
+	if n := scalar[int](t, r.srcDB, `SELECT (SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'rehome%') + (SELECT count(*) FROM pg_namespace WHERE nspname = 'rehome')`); n != 0 {
+		t.Errorf("%d objects are left", n)
+	}
+}

@@ -28,7 +28,9 @@ func PlanTruncations(cat *Catalogue, replication string) []tenant.SourceChange {
 					Do: doBlock(fmt.Sprintf("IF NOT EXISTS (SELECT FROM pg_catalog.pg_trigger WHERE tgrelid = %[1]d AND tgname = %[2]s) THEN "+
 						"CREATE TRIGGER %[3]s AFTER TRUNCATE ON %[4]s FOR EACH STATEMENT EXECUTE FUNCTION rehome.note_truncation(); ALTER TABLE %[4]s ENABLE ALWAYS TRIGGER %[3]s; END IF;",
 						l.OID, tenant.QuoteLiteral(name), tenant.QuoteIdent(name), l.Name.Quoted())),
-					Undo: "DROP TRIGGER IF EXISTS " + tenant.QuoteIdent(name) + " ON " + l.Name.Quoted(),
+					// Wherever it is by now: a partition may have got another name, and what the function is needed for blocks its removal.
+					Undo: doBlock(fmt.Sprintf("DECLARE t regclass; BEGIN FOR t IN SELECT tgrelid FROM pg_catalog.pg_trigger WHERE tgname = %s LOOP "+
+						"EXECUTE pg_catalog.format('DROP TRIGGER %%I ON %%s', %[1]s, t); END LOOP; END;", tenant.QuoteLiteral(name))),
 				})
 			}
 		}
