@@ -200,7 +200,7 @@ func (r *tortureRig) start(plan []torture.Fault) {
 	t := r.t
 	a := r.nodes["a"]
 	r.load = torture.NewWorkload(torture.Config{
-		DSN: r.src, Seed: r.seed, Realms: r.size.realms, Clients: r.size.clients, Think: r.size.think, Big: r.size.big,
+		DSN: r.clients, Seed: r.seed, Realms: r.size.realms, Clients: r.size.clients, Think: r.size.think, Big: r.size.big,
 		ToastMoves: os.Getenv("REHOME_TORTURE_NO_TOAST") == "", DDL: os.Getenv("REHOME_TORTURE_NO_DDL") == "",
 	})
 	writing, stopWriting := context.WithCancel(t.Context())

@@ -40,12 +40,12 @@ func TestTorture(t *testing.T) {
 	seconds := envInt(t, "REHOME_TORTURE_SECONDS", 0)
 	size := tortureSize{
 		length: time.Duration(seconds) * time.Second, gap: 4 * time.Second, quiet: 90 * time.Second,
-		realms: 24, bulk: 60_000, big: 2000, clients: 6, think: 60 * time.Millisecond, copyRate: 700_000, settle: 4 * time.Minute,
+		realms: 24, bulk: 60_000, big: 1000, clients: 6, think: 60 * time.Millisecond, copyRate: 700_000, settle: 4 * time.Minute,
 	}
 	if seconds == 0 { // as one of many tests
 		t.Parallel()
 		size = tortureSize{
-			length: 14 * time.Second, gap: 1500 * time.Millisecond,
+			length: 10 * time.Second, gap: 1200 * time.Millisecond,
 			realms: 16, bulk: 6_000, big: 1000, clients: 3, think: 40 * time.Millisecond, copyRate: 400_000, settle: patience,
 		}
 	}
@@ -116,6 +116,7 @@ type tortureRig struct {
 	shards  map[string]*pgcluster.Cluster
 	nats    *outsideNATS
 	from    tenant.DSN // the source, through the network
+	clients tenant.DSN // the source as the workload reaches it
 	load    *torture.Workload
 	watch   *watcher
 	tally   tally
@@ -151,7 +152,7 @@ func newTortureRig(t *testing.T, seed uint64, size tortureSize) *tortureRig {
 		t.Fatal(err)
 	}
 	r.nats = newOutsideNATS(t)
-	r.from = r.link("source", r.src)
+	r.from, r.clients = r.link("source", r.src), r.link("clients", r.src)
 	news := "REHOME_NATS_URL=" + r.nats.url()
 	first := newInstallation(t, r.link("control-a", r.control), news)
 	first.kill()
@@ -184,7 +185,7 @@ func (r *tortureRig) run() {
 	t := r.t
 	plan := torture.Plan(torture.PlanConfig{
 		Seed: r.seed, Length: r.size.length, Gap: r.size.gap, Quiet: r.size.quiet, Lease: tortureLease, Servers: r.servers, Shards: slices.Sorted(maps.Keys(r.shards)),
-		Source: "the source", Control: "the control database", NATS: "nats", Links: []string{"source", "s1", "s2", "s3", "control-a", "control-b"},
+		Source: "the source", Control: "the control database", NATS: "nats", Links: []string{"source", "s1", "s2", "s3", "control-a", "control-b", "clients"},
 	})
 	t.Logf("seed %d: %d faults over %s", r.seed, len(plan), r.size.length)
 	r.start(plan)
