@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 
@@ -113,24 +115,29 @@ func InstallShard(ctx context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
-// UninstallShard removes what InstallShard made, and what the schema's restoration noted, at the end of a replication. Its
-// worker must not be running. It may be repeated.
+// shardTables are all tables that a replication may keep rows in at a shard, in the schema rehome; each has the column
+// replication. Some are made only when they are needed.
+var shardTables = []string{"progress", "copied", "chunks", "unfinished", "copied_again", "carry", "shape", "mended", "ddl_done", "ddl_later", "applier"}
+
+// UninstallShard removes what InstallShard made, and what the replication noted on its way, at its end. Its worker must not
+// be running. It may be repeated.
 func UninstallShard(ctx context.Context, conn *pgx.Conn, replication string) error {
 	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		var others bool
-		err := tx.QueryRow(ctx, `SELECT to_regclass('rehome.applier') IS NOT NULL`).Scan(&others)
-		if err != nil || !others {
+		var there []string
+		err := tx.QueryRow(ctx, `SELECT coalesce(array_agg(t), '{}') FROM unnest($1::text[]) t WHERE to_regclass('rehome.' || t) IS NOT NULL`, shardTables).Scan(&there)
+		if err != nil || !slices.Contains(there, "applier") {
 			return err
 		}
-		for _, table := range []string{"progress", "copied", "chunks", "unfinished", "copied_again", "carry", "shape", "applier"} {
+		for _, table := range there {
 			if _, err := tx.Exec(ctx, `DELETE FROM rehome.`+table+` WHERE replication = $1`, replication); err != nil {
 				return err
 			}
 		}
+		var others bool
 		if err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM rehome.applier)`).Scan(&others); err != nil || others {
 			return err
 		}
-		_, err = tx.Exec(ctx, `DROP FUNCTION IF EXISTS rehome.advance; DROP TABLE IF EXISTS rehome.progress, rehome.copied, rehome.chunks, rehome.unfinished, rehome.copied_again, rehome.carry, rehome.shape, rehome.applier, rehome.ddl_done, rehome.ddl_later`)
+		_, err = tx.Exec(ctx, `DROP FUNCTION IF EXISTS rehome.advance; DROP TABLE rehome.`+strings.Join(there, ", rehome."))
 		return err
 	})
 	if err != nil {
