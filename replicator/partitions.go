@@ -2,6 +2,7 @@ package replicator
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"strconv"
 
@@ -45,6 +46,24 @@ func (s *stream) partitionTruncated(ctx context.Context, note *relation, row pgo
 		}
 	}
 	return nil
+}
+
+// unnoted pauses for a partition that came up and could not be given the trigger that notes its TRUNCATE.
+func (s *stream) unnoted(state []byte, query string) error {
+	var r struct {
+		Schema  string `json:"schema"`
+		Name    string `json:"name"`
+		Trigger string `json:"trigger"`
+		Error   string `json:"error"`
+	}
+	if err := json.Unmarshal(state, &r); err != nil {
+		return fmt.Errorf("stream: a row of rehome.ddl: %w", err)
+	}
+	name := tenant.TableName{Schema: r.Schema, Name: r.Name}
+	return s.ask(stop("ddl-truncate-unnoted", fmt.Sprintf("at the source, as the replication's role, which must own the partition or be a member of its owner: "+
+		"CREATE TRIGGER %[1]s AFTER TRUNCATE ON %[2]s FOR EACH STATEMENT EXECUTE FUNCTION rehome.note_truncation(); ALTER TABLE %[2]s ENABLE ALWAYS TRIGGER %[1]s; "+
+		"or see to it that nobody truncates it alone; then: rehome resume-replication", tenant.QuoteIdent(r.Trigger), name.Quoted()),
+		"partition %s came up at the source, and a TRUNCATE of it alone would not be noticed: no trigger could be made on it: %s. The command: %s", name, r.Error, query))
 }
 
 // truncatePartition empties a partition. TRUNCATE is refused where a foreign key points to its tree, even if the table

@@ -55,6 +55,8 @@ func (s *stream) ddlRow(ctx context.Context, rel *relation, row pgoutput.Tuple) 
 		}
 		s.ddl.rewritten[r.OID] |= r.Reason
 		return nil
+	case "unnoted":
+		return s.unnoted(state, query)
 	case "unknown":
 		var r struct {
 			Error string `json:"error"`

@@ -46,7 +46,7 @@ func (e *Engine) followDDL(ctx context.Context) (bool, error) {
 		}
 		return false, err
 	}
-	return true, e.changeSource(ctx, []tenant.SourceChange{ddl.SourceChange(e.cfg.Publication, e.cfg.Options)})
+	return true, e.changeSource(ctx, []tenant.SourceChange{ddl.SourceChange(e.cfg.Publication, e.cfg.Replication, e.cfg.Options)})
 }
 
 // firstShape describes the source's schema as the slot's snapshot sees it.

@@ -10,12 +10,15 @@ import (
 // several may read from one source and end at different times.
 const truncationPrefix = "rehome_truncated_"
 
+// TruncationTrigger is the name of a replication's triggers that note a TRUNCATE of a partition.
+func TruncationTrigger(replication string) string { return truncationPrefix + replication }
+
 // PlanTruncations plans a trigger on every partition, which notes a TRUNCATE of it: the stream of a publication by root
 // does not tell of it. Without it the rows would stay at the shards. rehome.note_truncation must be there. The trigger
 // fires for every session, also for one that applies another replication.
 func PlanTruncations(cat *Catalogue, replication string) []tenant.SourceChange {
 	var out []tenant.SourceChange
-	name := truncationPrefix + replication
+	name := TruncationTrigger(replication)
 	for i := range cat.Tables {
 		t := &cat.Tables[i]
 		if !t.Partitioned {

@@ -46,21 +46,21 @@ func Installed(ctx context.Context, conn *pgx.Conn) (there bool, err error) {
 }
 
 // SourceChange is the installation as a change of the source. Publications share it: undoing it for one leaves it to the others.
-func SourceChange(publication string, opts tenant.ReplicationOptions) tenant.SourceChange {
+func SourceChange(publication, replication string, opts tenant.ReplicationOptions) tenant.SourceChange {
 	return tenant.SourceChange{
 		Object:      "event triggers rehome_ddl_*",
 		Description: "event triggers that record changes of the schema",
-		Do:          installSQL(publication, opts),
-		Undo:        undoSQL(publication),
+		Do:          installSQL(publication, replication, opts),
+		Undo:        undoSQL(publication, replication),
 	}
 }
 
-func installSQL(publication string, opts tenant.ReplicationOptions) string {
+func installSQL(publication, replication string, opts tenant.ReplicationOptions) string {
 	return strings.Join([]string{
-		createTables, sqlTable, sqlEnum, sqlSequence, sqlWrite, sqlCommandEnd, sqlDrop, sqlRewrite, createTriggers, revoke,
-		fmt.Sprintf(`INSERT INTO rehome.ddl_scope (publication, include, exclude) VALUES (%s, %s, %s)
-			ON CONFLICT (publication) DO UPDATE SET include = excluded.include, exclude = excluded.exclude`,
-			tenant.QuoteLiteral(publication), patterns(opts.Include), patterns(opts.Exclude)),
+		createTables, sqlTable, sqlEnum, sqlSequence, sqlLeaves, sqlWrite, sqlCommandEnd, sqlDrop, sqlRewrite, createTriggers, revoke,
+		fmt.Sprintf(`INSERT INTO rehome.ddl_scope (publication, include, exclude, truncations) VALUES (%s, %s, %s, %s)
+			ON CONFLICT (publication) DO UPDATE SET include = excluded.include, exclude = excluded.exclude, truncations = excluded.truncations`,
+			tenant.QuoteLiteral(publication), patterns(opts.Include), patterns(opts.Exclude), tenant.QuoteLiteral(catalog.TruncationTrigger(replication))),
 	}, ";\n")
 }
 
@@ -85,21 +85,28 @@ func patterns(list []string) string {
 	return "ARRAY[" + strings.Join(out, ", ") + "]"
 }
 
-// undoSQL takes the installation away, unless another publication still streams it.
-func undoSQL(publication string) string {
+// undoSQL takes the installation away, unless another publication still streams it, and the triggers that this one got on
+// partitions wherever they are by now. The lock waits for commands that are making one.
+func undoSQL(publication, replication string) string {
 	body := fmt.Sprintf(`
+DECLARE
+	t regclass;
 BEGIN
 	IF to_regclass('rehome.ddl_scope') IS NOT NULL THEN
+		LOCK TABLE rehome.ddl_scope IN ACCESS EXCLUSIVE MODE;
 		DELETE FROM rehome.ddl_scope WHERE publication = %s;
 	END IF;
+	FOR t IN SELECT tgrelid FROM pg_catalog.pg_trigger WHERE tgname = %s LOOP
+		EXECUTE pg_catalog.format('DROP TRIGGER %%I ON %%s', %[2]s, t);
+	END LOOP;
 	IF NOT EXISTS (SELECT FROM pg_catalog.pg_publication_rel WHERE prrelid = to_regclass('rehome.ddl')) THEN
 		DROP EVENT TRIGGER IF EXISTS rehome_ddl_end;
 		DROP EVENT TRIGGER IF EXISTS rehome_ddl_drop;
 		DROP EVENT TRIGGER IF EXISTS rehome_ddl_rewrite;
-		DROP FUNCTION IF EXISTS rehome.ddl_end(), rehome.ddl_drop(), rehome.ddl_rewrite(), rehome.ddl_write(text, oid[], oid[], oid[], jsonb, jsonb, text),
+		DROP FUNCTION IF EXISTS rehome.ddl_end(), rehome.ddl_drop(), rehome.ddl_rewrite(), rehome.ddl_write(text, oid[], oid[], oid[], jsonb, jsonb, text), rehome.ddl_leaves(oid[], text),
 			rehome.ddl_table(oid), rehome.ddl_enum(oid), rehome.ddl_sequence(oid);
 		DROP TABLE IF EXISTS rehome.ddl, rehome.ddl_scope;
 	END IF;
-END`, tenant.QuoteLiteral(publication))
+END`, tenant.QuoteLiteral(publication), tenant.QuoteLiteral(catalog.TruncationTrigger(replication)))
 	return "DO " + tenant.QuoteLiteral(body)
 }

@@ -21,7 +21,8 @@ CREATE TABLE IF NOT EXISTS rehome.ddl (
 CREATE TABLE IF NOT EXISTS rehome.ddl_scope (
 	publication text PRIMARY KEY,
 	include     text[] NOT NULL,
-	exclude     text[] NOT NULL
+	exclude     text[] NOT NULL,
+	truncations text NOT NULL -- name of the trigger that notes a TRUNCATE of a partition
 )`
 
 // sqlTable describes a table. Functions that print definitions qualify names by the search_path and print values by other
@@ -110,6 +111,7 @@ DECLARE
 	nothing  boolean;
 	clean    boolean;
 	failed   text;
+	leaves   oid[] := '{}';
 BEGIN
 	WITH RECURSIVE heirs(oid) AS (
 		SELECT unnest(tabs) UNION SELECT i.inhrelid FROM heirs JOIN pg_inherits i ON i.inhparent = heirs.oid JOIN pg_class c ON c.oid = i.inhrelid WHERE NOT c.relispartition
@@ -136,6 +138,9 @@ BEGIN
 				EXECUTE format('SELECT NOT EXISTS (SELECT FROM %s %I.%I)', CASE r.relkind WHEN 'p' THEN '' ELSE 'ONLY' END, r.nspname, r.relname) INTO nothing;
 			EXCEPTION WHEN OTHERS THEN failed := SQLERRM;
 			END;
+			IF r.relispartition THEN
+				leaves := leaves || r.oid;
+			END IF;
 		END IF;
 		-- Without an identity a published table would refuse its owner's UPDATE and DELETE.
 		IF r.relpersistence = 'p' AND NOT r.relispartition AND r.keyed THEN
@@ -145,6 +150,9 @@ BEGIN
 			LOOP
 				BEGIN
 					EXECUTE format('ALTER PUBLICATION %I ADD TABLE %s %I.%I', p.publication, CASE r.relkind WHEN 'p' THEN '' ELSE 'ONLY' END, r.nspname, r.relname);
+					IF r.relkind = 'p' THEN
+						leaves := leaves || r.oid;
+					END IF;
 				EXCEPTION WHEN OTHERS THEN failed := SQLERRM;
 				END;
 			END LOOP;
@@ -153,6 +161,7 @@ BEGIN
 		states := states || jsonb_build_array(st || jsonb_build_object('empty', coalesce(nothing, false), 'failed', failed));
 	END LOOP;
 
+	PERFORM rehome.ddl_leaves(leaves, tag);
 	IF states = '[]' AND coalesce(cardinality(enums), 0) = 0 AND coalesce(cardinality(seqs), 0) = 0 AND dropped = '[]' AND others = '[]' THEN
 		RETURN;
 	END IF;
@@ -164,6 +173,29 @@ BEGIN
 		'enums', coalesce((SELECT jsonb_agg(rehome.ddl_enum(e)) FROM unnest(enums) e WHERE rehome.ddl_enum(e) IS NOT NULL), '[]'),
 		'sequences', coalesce((SELECT jsonb_agg(rehome.ddl_sequence(s)) FROM unnest(seqs) s WHERE rehome.ddl_sequence(s) IS NOT NULL), '[]'),
 		'settings', (SELECT jsonb_object_agg(name, current_setting(name)) FROM unnest(ARRAY['TimeZone', 'DateStyle', 'IntervalStyle', 'extra_float_digits', 'bytea_output', 'lc_monetary']) name)));
+END $f$`
+
+// sqlLeaves gives partitions of published trees, those below the given ones too, the trigger that notes a TRUNCATE of them
+// alone (catalog.PlanTruncations): the stream does not tell of it. The command that made or attached them has them locked.
+// What the statements here do is no change of the owner's: rehome.ddl_end knows them by this function's name.
+const sqlLeaves = `
+CREATE OR REPLACE FUNCTION rehome.ddl_leaves(rels oid[], tag text) RETURNS void LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $f$
+DECLARE
+	r record;
+BEGIN
+	FOR r IN SELECT DISTINCT c.oid, n.nspname, c.relname, s.truncations AS trig
+		FROM unnest(rels) u(oid) CROSS JOIN pg_partition_tree(u.oid) t JOIN pg_class c ON c.oid = t.relid JOIN pg_namespace n ON n.oid = c.relnamespace
+			JOIN pg_publication_rel pr ON pr.prrelid = pg_partition_root(c.oid) JOIN pg_publication p ON p.oid = pr.prpubid JOIN rehome.ddl_scope s ON s.publication = p.pubname
+		WHERE c.relispartition AND c.relkind IN ('r', 'p') AND NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND g.tgname = s.truncations)
+	LOOP
+		BEGIN
+			EXECUTE format('CREATE TRIGGER %I AFTER TRUNCATE ON %I.%I FOR EACH STATEMENT EXECUTE FUNCTION rehome.note_truncation()', r.trig, r.nspname, r.relname);
+			EXECUTE format('ALTER TABLE %I.%I ENABLE ALWAYS TRIGGER %I', r.nspname, r.relname, r.trig);
+		EXCEPTION WHEN OTHERS THEN
+			INSERT INTO rehome.ddl (kind, tag, query, state) VALUES ('unnoted', tag, left(current_query(), 4000),
+				jsonb_build_object('schema', r.nspname, 'name', r.relname, 'trigger', r.trig, 'error', SQLERRM));
+		END;
+	END LOOP;
 END $f$`
 
 // unknown is what every function does with an error of its own.
@@ -190,6 +222,9 @@ DECLARE
 	kind   "char";
 BEGIN` + ours + `
 	GET DIAGNOSTICS ctx = PG_CONTEXT;
+	IF ctx LIKE '%function rehome.ddl_leaves(%' THEN
+		RETURN;
+	END IF;
 	FOR r IN SELECT * FROM pg_event_trigger_ddl_commands() WHERE NOT in_extension AND coalesce(schema_name, '') NOT IN ('pg_temp', 'rehome') LOOP
 		IF r.classid = 'pg_class'::regclass THEN
 			SELECT c.relkind INTO kind FROM pg_class c WHERE c.oid = r.objid;
@@ -202,7 +237,7 @@ BEGIN` + ours + `
 			END CASE;
 		ELSIF r.classid = 'pg_type'::regclass THEN
 			tabs := tabs || ARRAY(SELECT DISTINCT a.attrelid FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid JOIN pg_type t ON t.oid = r.objid
-				WHERE a.atttypid IN (t.oid, t.typarray) AND c.relkind IN ('r', 'p') AND r.command_tag = 'ALTER TYPE' AND NOT a.attisdropped);
+				WHERE a.atttypid IN (t.oid, t.typarray) AND c.relkind IN ('r', 'p') AND r.command_tag IN ('ALTER TYPE', 'ALTER DOMAIN') AND NOT a.attisdropped);
 			IF EXISTS (SELECT FROM pg_type t WHERE t.oid = r.objid AND t.typtype = 'e') THEN
 				enums := enums || r.objid;
 			ELSE
@@ -210,7 +245,8 @@ BEGIN` + ours + `
 			END IF;
 		ELSIF r.classid = 'pg_namespace'::regclass THEN
 			IF r.command_tag = 'ALTER SCHEMA' THEN
-				tabs := tabs || ARRAY(SELECT c.oid FROM pg_class c WHERE c.relnamespace = r.objid AND c.relkind IN ('r', 'p'));
+				tabs := tabs || ARRAY(SELECT c.oid FROM pg_class c WHERE c.relkind IN ('r', 'p') AND (c.relnamespace = r.objid OR EXISTS (
+					SELECT FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid WHERE a.attrelid = c.oid AND NOT a.attisdropped AND t.typnamespace = r.objid)));
 				seqs := seqs || ARRAY(SELECT c.oid FROM pg_class c WHERE c.relnamespace = r.objid AND c.relkind = 'S');
 				enums := enums || ARRAY(SELECT t.oid FROM pg_type t WHERE t.typnamespace = r.objid AND t.typtype = 'e');
 			END IF;
