@@ -245,7 +245,7 @@ func TestOwnerSleepsInTheCopy(t *testing.T) {
 	// Not the shared cluster: while a backend cannot send to a client that is stopped, no database can be dropped there.
 	w := newTwoServers(t, pgcluster.StartT(t, pgcluster.Options{}), `CREATE TABLE items (realm_id text NOT NULL, id bigint NOT NULL, n int, pad text, PRIMARY KEY (realm_id, id));
 		INSERT INTO items SELECT 'r' || (g % 20), -g, 0, repeat(md5(g::text), 4) FROM generate_series(1, 60000) g;`)
-	w.net.Usually("source", 600_000) // about 15 s for the table
+	w.net.Usually("source", 0, 600_000) // about 15 s for the table
 	w.begin()
 	var shard *pgx.Conn
 	eventually(t, "it copies", func() bool {
@@ -262,7 +262,7 @@ func TestOwnerSleepsInTheCopy(t *testing.T) {
 	})
 	w.a.signal(syscall.SIGSTOP)
 	epoch := w.owned("b")
-	w.net.Usually("source", 0)
+	w.net.Usually("source", 0, 0)
 	w.b.waitPhase(tenant.InSync)
 	w.openShards()
 	w.arrives()

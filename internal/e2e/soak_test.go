@@ -211,14 +211,14 @@ func (r *tortureRig) start(plan []torture.Fault) {
 	r.stopWatching = func() { stopWatching(); _ = eyes.Wait() } // it has no error of its own
 	t.Cleanup(func() { _ = r.stopWriting(); r.stopWatching() }) // its error was seen, or another was
 	if len(plan) > 0 {
-		r.net.Usually("source", r.size.copyRate)
+		r.net.Usually("source", 0, r.size.copyRate)
 	}
 	a.mustApproved(moveArgs("start-replication", r.from.Reveal(), a.url+"/db", "--realm-key", torture.RealmKey, "--reference", torture.ReferenceTable)...)
 	r.watch = newWatcher(r)
 	eyes.Go(func() error { r.watch.run(watching); return nil })
 	if len(plan) > 0 {
 		r.torment(plan)
-		r.net.Usually("source", 0)
+		r.net.Usually("source", 0, 0)
 	}
 }
 

@@ -153,6 +153,7 @@ func newTortureRig(t *testing.T, seed uint64, size tortureSize) *tortureRig {
 	}
 	r.nats = newOutsideNATS(t)
 	r.from, r.clients = r.link("source", r.src), r.link("clients", r.src)
+	r.net.Usually("clients", 4*time.Millisecond, 0) // so that a cut finds commits on their way
 	news := "REHOME_NATS_URL=" + r.nats.url()
 	first := newInstallation(t, r.link("control-a", r.control), news)
 	first.kill()
@@ -164,7 +165,8 @@ func newTortureRig(t *testing.T, seed uint64, size tortureSize) *tortureRig {
 	}
 	for i := range 3 {
 		name := fmt.Sprint("s", i+1)
-		r.shards[name] = pgcluster.StartT(t, pgcluster.Options{})
+		// A shard that is killed loses what it has not flushed. Long enough that acknowledging it too early would show.
+		r.shards[name] = pgcluster.StartT(t, pgcluster.Options{Settings: map[string]string{"wal_writer_delay": "2s"}})
 		first.must("add-shard", name, r.link(name, r.shards[name].DSN("postgres")).Reveal())
 	}
 	first.must("create", "db", "--realm-key", torture.RealmKey, "--owner", "owner@example.com")
@@ -221,7 +223,7 @@ func (r *tortureRig) torment(plan []torture.Fault) {
 		})
 		// The copy has had its share.
 		if time.Since(began) > r.size.length/4 {
-			r.net.Usually("source", 0)
+			r.net.Usually("source", 0, 0)
 		}
 	}
 	if err := g.Wait(); err != nil {

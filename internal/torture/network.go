@@ -100,11 +100,11 @@ func (n *Network) Clear(name string) {
 	l.set(l.usual)
 }
 
-// Usually says how narrow a link is when nothing is wrong; 0: not at all.
-func (n *Network) Usually(name string, rate int) {
+// Usually says how slow and how narrow (bytes a second; 0: not at all) a link is when nothing is wrong.
+func (n *Network) Usually(name string, latency time.Duration, rate int) {
 	l := n.link(name)
 	l.mu.Lock()
-	l.usual = conditions{rate: rate}
+	l.usual = conditions{latency: latency, rate: rate}
 	l.mu.Unlock()
 	n.Clear(name)
 }

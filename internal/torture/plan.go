@@ -112,8 +112,10 @@ func (c PlanConfig) deck(r *rand.Rand) []Fault {
 		d = append(d, Fault{Kind: ShardKill, Target: s, For: soon()})
 	}
 	d = append(d, Fault{Kind: SourceKill, Target: c.Source, For: soon()}, Fault{Kind: ControlKill, Target: c.Control, For: soon()}, Fault{Kind: NATSStop, Target: c.NATS, For: between(time.Second, 6*time.Second)})
+	weathers := []Kind{NetLatency, NetCut, NetHalfOpen, NetStall, NetBandwidth}
 	for _, l := range c.Links {
-		for _, k := range []Kind{NetLatency, NetCut, NetHalfOpen, NetStall, NetBandwidth} {
+		for _, i := range r.Perm(len(weathers))[:2] { // all of them would leave little time for the processes
+			k := weathers[i]
 			f := Fault{Kind: k, Target: l, For: between(time.Second, 8*time.Second)}
 			switch k {
 			case NetLatency:
@@ -128,7 +130,7 @@ func (c PlanConfig) deck(r *rand.Rand) []Fault {
 	return c.interleave(d)
 }
 
-// interleave puts a fault of a process behind every second one of the network, so that each stretch of a plan has both.
+// interleave puts a fault of a process behind each one of the network, so that each stretch of a plan has both.
 func (c PlanConfig) interleave(d []Fault) []Fault {
 	var net, proc, out []Fault
 	for _, f := range d {
@@ -139,7 +141,7 @@ func (c PlanConfig) interleave(d []Fault) []Fault {
 		}
 	}
 	for len(net)+len(proc) > 0 {
-		for range min(2, len(net)) {
+		if len(net) > 0 {
 			out, net = append(out, net[0]), net[1:]
 		}
 		if len(proc) > 0 {
