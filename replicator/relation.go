@@ -93,6 +93,31 @@ func (r *relation) sameAs(o *relation) bool {
 		slices.Equal(r.columns, o.columns) && slices.Equal(r.keys, o.keys) && slices.Equal(r.table.PrimaryKey, o.table.PrimaryKey)
 }
 
+// renameTypes takes over other names of columns' types, of which the stream says nothing: it describes a table again only
+// when the table itself changes. A table that has other columns now is described before its next row.
+func (s *stream) renameTypes(cat *catalog.Catalogue) {
+	for oid, rel := range s.rels {
+		if rel.table == nil || cat.Table(oid) == nil {
+			continue
+		}
+		now := *rel
+		now.columns = slices.Clone(rel.columns)
+		for i := range now.columns {
+			c := &now.columns[i]
+			for _, is := range cat.Table(oid).Columns {
+				if is.Num == c.Num && is.TypeOID == c.TypeOID && is.Mod == c.Mod {
+					c.Type, c.TypeMod, c.BaseType = is.Type, is.TypeMod, is.BaseType
+				}
+			}
+		}
+		if !slices.Equal(now.columns, rel.columns) {
+			now.table = cat.Table(oid)
+			now.version++
+			s.rels[oid] = &now
+		}
+	}
+}
+
 // reshaped answers for a table whose columns are not those of the catalogue: the shards' description of it, if every
 // shard has just the columns that the stream has.
 func (e *Engine) reshaped(ctx context.Context, old *catalog.Table, m pgoutput.Relation) (*catalog.Table, error) {

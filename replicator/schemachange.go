@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -99,6 +100,7 @@ func (s *stream) ddlRow(ctx context.Context, rel *relation, row pgoutput.Tuple) 
 		return nil
 	}
 	s.e.setShape(shapeDoc{Catalogue: ch.Catalogue, Shape: ch.Shape})
+	s.renameTypes(ch.Catalogue)
 	s.ddl.dirty = true
 	s.ddl.fresh = append(s.ddl.fresh, ch.New...)
 	if len(ch.SQL) == 0 {
@@ -183,6 +185,7 @@ func (s *stream) checkNew(ctx context.Context, oid uint32) error {
 		published = published || p == s.e.cfg.Publication
 	}
 	var err *tenant.Error
+	mended := func(now tableNow) bool { return now.published }
 	switch {
 	case !published && cat.Identity.None():
 		err = stop("table-without-identity", "give it a primary key at the source (ALTER TABLE … ADD PRIMARY KEY), or drop it there; then: rehome resume-replication",
@@ -191,48 +194,48 @@ func (s *stream) checkNew(ctx context.Context, oid uint32) error {
 		err = stop("table-not-published", "at the source, as the table's owner: ALTER PUBLICATION "+tenant.QuoteIdent(s.e.cfg.Publication)+" ADD TABLE "+cat.Name.Quoted()+"; then: rehome resume-replication, and rehome verify --repair for rows of before",
 			"table %s was made at the source and could not be published: %s", cat.Name, t.Failed)
 	case len(s.lanes) > 1 && !cat.Sharded() && s.e.isNew(oid) && !s.e.declaredReference(cat.Name):
-		return s.unlessDropped(ctx, oid, stop("table-without-realm", "drop it at the source and make it with the realm key, or start the replication again with --reference; then: rehome resume-replication",
-			"table %s was made at the source without the realm key: its rows cannot be routed", cat.Name))
+		// What it becomes cannot be changed under its rows: only a table that is gone is mended.
+		mended = func(tableNow) bool { return false }
+		err = stop("table-without-realm", "drop it at the source and make it with the realm key, or start the replication again with --reference; then: rehome resume-replication",
+			"table %s was made at the source without the realm key: its rows cannot be routed", cat.Name)
 	case len(s.lanes) > 1 && cat.Sharded() && !cat.RealmFixed && !cat.Identity.Has(cat.RealmKey):
-		return s.unlessDropped(ctx, oid, stop("identity-without-realm", "make the realm key part of its primary key at the source, or drop it there; then: rehome resume-replication",
-			"the replica identity of table %s does not contain its realm key %s: its rows cannot be routed", cat.Name, cat.RealmKey))
+		mended = func(now tableNow) bool { return slices.Contains(now.identity, cat.Column(cat.RealmKey).Num) }
+		err = stop("identity-without-realm", "make the realm key part of its primary key at the source, or drop it there; then: rehome resume-replication",
+			"the replica identity of table %s does not contain its realm key %s: its rows cannot be routed", cat.Name, cat.RealmKey)
 	default:
 		return nil
 	}
-	if s.commit <= s.e.shape.asked {
-		return s.unlessMended(ctx, oid, err)
-	}
-	return s.unlessDropped(ctx, oid, err)
-}
-
-// unlessDropped lets a table pass that the source does not have any more, and else asks.
-func (s *stream) unlessDropped(ctx context.Context, oid uint32, err *tenant.Error) error {
-	there, _, lerr := s.lookUp(ctx, oid)
-	if lerr != nil || !there {
+	now, lerr := s.lookUp(ctx, oid)
+	switch {
+	case lerr != nil || !now.there:
 		return lerr
+	case s.commit > s.e.shape.asked:
+		return s.ask(err)
+	case mended(now) || !slices.Contains(s.skip, false):
+		return nil
 	}
-	return s.ask(err)
-}
-
-// unlessMended lets a table pass that is published by now.
-func (s *stream) unlessMended(ctx context.Context, oid uint32, err *tenant.Error) error {
-	there, published, lerr := s.lookUp(ctx, oid)
-	if lerr != nil || !there || published {
-		return lerr
-	}
-	s.e.shape.stopped = s.commit
+	s.e.shape.stopped = s.commit // resumed without having been mended
 	return err
 }
 
-func (s *stream) lookUp(ctx context.Context, oid uint32) (there, published bool, err error) {
+// tableNow is what the source has of a table by now, which may be later than what is being read.
+type tableNow struct {
+	there, published bool
+	identity         []int16 // attnum of the columns of its replica identity
+}
+
+func (s *stream) lookUp(ctx context.Context, oid uint32) (now tableNow, err error) {
 	c, err := s.e.src.conn(ctx, "watch")
 	if err != nil {
-		return false, false, err
+		return now, err
 	}
 	defer closeSoon(c)
 	err = c.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_class WHERE oid = $1), EXISTS (SELECT FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
-		WHERE r.prrelid = $1 AND p.pubname = $2)`, oid, s.e.cfg.Publication).Scan(&there, &published)
-	return there, published, err
+			WHERE r.prrelid = $1 AND p.pubname = $2),
+		ARRAY(SELECT a.attnum FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+			WHERE c.oid = $1 AND (c.relreplident = 'f' OR EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisvalid AND a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])
+				AND (c.relreplident = 'd' AND i.indisprimary OR c.relreplident = 'i' AND i.indisreplident))))`, oid, s.e.cfg.Publication).Scan(&now.there, &now.published, &now.identity)
+	return now, err
 }
 
 // schema sends the statements of a change of the schema, each by itself: the protocol takes one statement at a time,

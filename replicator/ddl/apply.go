@@ -64,12 +64,13 @@ type planner struct {
 	gone  map[uint32]Dropped // relations
 	rewr  map[uint32]int     // roots of tables that the command rewrote -> reasons
 	dirty map[uint32]bool    // tables whose place in the catalogue is to be made anew
+	types map[string]bool    // new names of types that were renamed
 }
 
 // Apply compares what a command left with what is known. rewritten are the tables that it rewrote, with the reasons that
 // Postgres gives (AT_REWRITE_* of event_trigger.h).
 func Apply(old *Shape, cat *catalog.Catalogue, row *Row, rewritten map[uint32]int, opts Options) Change {
-	p := &planner{old: old, new: old.clone(), cat: cat, row: row, opts: opts, out: &Change{}, gone: map[uint32]Dropped{}, rewr: map[uint32]int{}, dirty: map[uint32]bool{}}
+	p := &planner{old: old, new: old.clone(), cat: cat, row: row, opts: opts, out: &Change{}, gone: map[uint32]Dropped{}, rewr: map[uint32]int{}, dirty: map[uint32]bool{}, types: map[string]bool{}}
 	for oid, why := range rewritten {
 		root := oid
 		if t := old.Tables[oid]; t != nil {
@@ -91,6 +92,9 @@ func Apply(old *Shape, cat *catalog.Catalogue, row *Row, rewritten map[uint32]in
 	}
 	p.sequences()
 	for _, o := range row.Others {
+		if p.types[o.Name] {
+			continue
+		}
 		p.note("%s %s was run at the source and is not carried to the shards", o.Tag, o.Name)
 	}
 	for _, s := range p.steps {

@@ -28,6 +28,7 @@ func (p *planner) table(t *Table) {
 				"table %s had rows before it could be published: they are not in the stream", t.TableName())
 		}
 	}
+	p.typeNames(was, t)
 	p.rename(stepTables, "TABLE", was.Schema, was.Name, t.Schema, t.Name)
 	if !t.Partition && !was.Partition {
 		p.columns(was, t)
@@ -37,6 +38,26 @@ func (p *planner) table(t *Table) {
 	p.keys(was, t)
 	if was.Partition && !t.Partition {
 		p.out.New = append(p.out.New, t.OID)
+	}
+}
+
+// typeNames gives the types of columns their new names: of composite types and domains no state is known, the columns tell.
+// An enum has its new name by then.
+func (p *planner) typeNames(was, t *Table) {
+	for i := range t.Columns {
+		c := &t.Columns[i]
+		old := was.column(c.Num)
+		if old == nil || old.TypeOID != c.TypeOID || old.Type == c.Type {
+			continue
+		}
+		name := strings.TrimSuffix(c.Type, "[]")
+		from, err := tenant.ParseTableName(strings.TrimSuffix(old.Type, "[]"))
+		to, err2 := tenant.ParseTableName(name)
+		if err != nil || err2 != nil || p.types[name] {
+			continue
+		}
+		p.types[name] = true
+		p.rename(stepTypes, "TYPE", from.Schema, from.Name, to.Schema, to.Name)
 	}
 }
 
