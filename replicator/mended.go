@@ -230,7 +230,7 @@ func (e *Engine) mendOnce(ctx context.Context, p *repairPiece, report *repairRep
 		mctx, cancel := context.WithTimeout(ctx, repairHold)
 		_, err := l.conn.Exec(mctx, mendedSQL)
 		if err == nil {
-			_, err = l.repair(mctx, p, rows[i], e.cat.Server.Encoding, at.lsn)
+			_, err = l.repair(mctx, p, rows[i], e.Catalogue().Server.Encoding, at.lsn)
 		}
 		cancel()
 		l.close()

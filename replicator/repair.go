@@ -43,7 +43,7 @@ func (e *Engine) verifyAndRepair(ctx context.Context, opts VerifyOptions) (tenan
 	for round := 1; ; round++ {
 		found := newFoundRows()
 		once := opts
-		once.Done, once.onDiff = done, found.add
+		once.Done, once.onDiff, once.onPass = done, found.add, found.forget
 		once.OnPart = func(p verify.Part) error {
 			done = append(done, p)
 			if opts.OnPart != nil {
@@ -123,6 +123,15 @@ func (f *foundRows) add(d verify.Diff) {
 	}
 }
 
+// forget drops all: the comparison begins anew, perhaps under another schema.
+func (f *foundRows) forget() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	clear(f.tables)
+	clear(f.seen)
+	f.order = nil
+}
+
 func (f *foundRows) count() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -172,6 +181,8 @@ func (e *Engine) repairFound(ctx context.Context, found *foundRows, report *repa
 			todo = append([]repairPiece{p}, todo...)
 			// Rows were touched that were not known to differ: what was found equal of this table counts no more.
 			*done = slices.DeleteFunc(*done, func(d verify.Part) bool { return d.Table == p.table.Name.String() })
+		case errors.Is(err, errReshaped):
+			e.log.Info("rows are looked at again under the table's new schema", "table", p.table.Name.String())
 		case errors.Is(err, errRefused), errors.As(err, &conflict):
 			report.say(err.Error())
 		default:
@@ -183,6 +194,10 @@ func (e *Engine) repairFound(ctx context.Context, found *foundRows, report *repa
 
 // errRefused marks what a shard does not take, which trying again does not help.
 var errRefused = errors.New("the shard refuses the rows")
+
+// errReshaped says that a table is another one at the position of a repair, or since, than it was when its rows were
+// compared. The next comparison finds the rows again.
+var errReshaped = errors.New("the table was changed meanwhile")
 
 // pieceTooWideError says that a piece holds more than a barrier should carry.
 type pieceTooWideError struct{}
@@ -220,7 +235,7 @@ func (e *Engine) repairAt(ctx context.Context, p repairPiece, report *repairRepo
 	at, err := e.reachTogether(ctx, s, hold, repairHold,
 		func(ctx context.Context, _ *view, l *lane) error {
 			i := slices.Index(s.lanes, l)
-			removed, err := l.repair(ctx, &p, rows[i], e.cat.Server.Encoding, 0)
+			removed, err := l.repair(ctx, &p, rows[i], e.Catalogue().Server.Encoding, 0)
 			if err != nil {
 				return err
 			}

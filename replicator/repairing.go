@@ -2,6 +2,7 @@ package replicator
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -70,12 +71,58 @@ func (e *Engine) readRepair(ctx context.Context, at *view, p *repairPiece, lanes
 	if _, err := c.Exec(ctx, verify.Settings); err != nil {
 		return nil, fmt.Errorf("source: %w", err)
 	}
+	if err := asDescribed(ctx, c, p.table); err != nil {
+		return nil, err
+	}
+	out, err := e.readRows(ctx, c, p, lanes, report)
+	if pe, ok := errors.AsType[*pgconn.PgError](err); ok && (pe.Code == "42P01" || pe.Code == "42703") {
+		return nil, fmt.Errorf("%w: %w", errReshaped, err) // undefined table or column: changed after the position
+	}
+	if err != nil {
+		return nil, err
+	}
+	// Rewritten or truncated after the position, it shows the snapshot no rows.
+	if is, err := verify.ChangedSince(ctx, c, p.table.Name); err != nil || is {
+		return nil, cmp.Or(err, errReshaped)
+	}
+	return out, nil
+}
+
+// asDescribed fails if a table is not, in the session's snapshot, as it is described.
+func asDescribed(ctx context.Context, c *pgx.Conn, t *catalog.Table) error {
+	var same bool
+	type column struct {
+		Name string `json:"name"`
+		Num  int16  `json:"num"`
+		Type uint32 `json:"type"`
+		Mod  int32  `json:"mod"`
+	}
+	columns := make([]column, len(t.Columns))
+	for i, col := range t.Columns {
+		columns[i] = column{col.Name, col.Num, col.TypeOID, col.Mod}
+	}
+	err := c.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1::bigint::oid AND n.nspname = $2 AND c.relname = $3)
+		AND NOT EXISTS (SELECT FROM (SELECT attname::text AS name, attnum, atttypid, atttypmod FROM pg_catalog.pg_attribute WHERE attrelid = $1::bigint::oid AND attnum > 0 AND NOT attisdropped) a
+			FULL JOIN pg_catalog.jsonb_to_recordset($4::jsonb) d(name text, num int2, type bigint, mod int4)
+			ON d.name = a.name AND d.num = a.attnum AND d.type::oid = a.atttypid AND d.mod = a.atttypmod WHERE a.name IS NULL OR d.name IS NULL)`,
+		int64(t.OID), t.Name.Schema, t.Name.Name, columns).Scan(&same)
+	switch {
+	case err != nil:
+		return fmt.Errorf("look at table %s: %w", t.Name, err)
+	case !same:
+		return errReshaped
+	}
+	return nil
+}
+
+// readRows reads the rows and deals them to the lanes.
+func (e *Engine) readRows(ctx context.Context, c *pgx.Conn, p *repairPiece, lanes int, report *repairReport) ([][]repairRow, error) {
 	rel := repairRelation(p.table)
 	names := make([]string, len(rel.columns))
 	for i, col := range rel.columns {
 		names[i] = "t." + tenant.QuoteIdent(col.Name)
 	}
-	where, args := p.among(e.cat.Server.Encoding)
+	where, args := p.among(e.Catalogue().Server.Encoding)
 	rows, err := c.Query(ctx, "SELECT "+strings.Join(names, ", ")+" FROM "+rel.target()+" t WHERE "+where, append([]any{pgx.QueryResultFormats{pgx.TextFormatCode}}, args...)...)
 	if err != nil {
 		return nil, fmt.Errorf("read rows of %s: %w", rel.name, err)

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -22,6 +23,9 @@ const (
 	verifyTries, verifyHoldFrom = 6, 3
 	// barrierTimeout bounds the wait for the lanes to reach the position: they may be behind, but not for ever.
 	barrierTimeout = 10 * time.Minute
+	// gaveWayTries is how many positions in a row may bring a verification no further because somebody changes tables, and
+	// gaveWayRest how long whoever was given way to has before the next one.
+	gaveWayTries, gaveWayRest = 10, time.Second
 )
 
 // VerifyOptions tune a verification.
@@ -42,6 +46,7 @@ type VerifyOptions struct {
 	Repair bool
 
 	onDiff func(verify.Diff)
+	onPass func() // before each position
 }
 
 // Verify compares both sides row by row at one exact position, while both keep moving: the source's snapshot is exactly
@@ -60,8 +65,44 @@ func (e *Engine) Verify(ctx context.Context, opts VerifyOptions) (tenant.Verific
 // NewVerificationID makes up a name for a verification.
 func NewVerificationID() string { return strings.ToLower(rand.Text()[:12]) }
 
-// verifyOnce compares at one position.
+// verifyOnce compares everything once: at one position, and what was left out there, because its tables were or were to be
+// changed, at later ones.
 func (e *Engine) verifyOnce(ctx context.Context, opts VerifyOptions) (tenant.Verification, error) {
+	started, until, told := time.Now().UTC(), time.Now().Add(opts.MaxDuration), opts.OnPart
+	opts.Done = slices.Clone(opts.Done)
+	further := false
+	opts.OnPart = func(p verify.Part) error {
+		opts.Done, further = append(opts.Done, p), true // one at a time, and not while a comparison begins
+		if told != nil {
+			return told(p)
+		}
+		return nil
+	}
+	for idle := 0; ; idle++ {
+		if opts.onPass != nil {
+			opts.onPass()
+		}
+		further = false
+		v, err := e.verifyAt(ctx, opts)
+		v.StartedAt = started
+		if further {
+			idle = 0
+		}
+		if te := tenant.AsError(err); te == nil || te.Code != verify.CodeGaveWay || idle == gaveWayTries {
+			return v, err
+		}
+		e.log.Info("verification goes on at a later position", "because", err)
+		if wait(ctx, gaveWayRest) != nil {
+			return v, err
+		}
+		if opts.MaxDuration > 0 {
+			opts.MaxDuration = max(time.Until(until), time.Millisecond)
+		}
+	}
+}
+
+// verifyAt compares at one position.
+func (e *Engine) verifyAt(ctx context.Context, opts VerifyOptions) (tenant.Verification, error) {
 	started := time.Now().UTC()
 	at, tries, err := e.findPosition(ctx)
 	if err != nil {

@@ -14,7 +14,8 @@ import (
 )
 
 // Sessions opens a session that is in a REPEATABLE READ transaction with the right snapshot imported. Compare changes
-// settings of that transaction (SET LOCAL) and closes the session; it opens at most Input.Jobs of each.
+// settings of that transaction (SET LOCAL) and closes the session; it opens at most Input.Jobs of each and one more, which
+// looks for those who wait.
 type Sessions func(ctx context.Context) (*pgx.Conn, error)
 
 // Input is what Compare works on.
@@ -98,7 +99,8 @@ func (in Input) withDefaults() Input {
 
 // Compare compares all tables of the catalogue, and their schemas. Differences are in the result, not an error; errors are
 // those of the sessions and the context, and KindTimeout with code verification-timeout when MaxDuration is over: then the
-// result is there too, of what was compared until then, and is never clean. ID, Replication, Attempts and Sequences of the
+// result is there too, of what was compared until then, and is never clean. So it is with KindUnavailable and CodeGaveWay: tables
+// that were changed after the position, or are to be changed while they are read, are left out. ID, Replication, Attempts and Sequences of the
 // result are the caller's to fill.
 func Compare(ctx context.Context, in Input) (tenant.Verification, error) {
 	in = in.withDefaults()
@@ -116,12 +118,21 @@ func Compare(ctx context.Context, in Input) (tenant.Verification, error) {
 		ctx, cancel = context.WithTimeoutCause(ctx, in.MaxDuration, errTimeOver)
 		defer cancel()
 	}
-	c := &comparison{in: in, started: started, news: newReporter(in)}
+	c := &comparison{in: in, started: started, news: newReporter(in), watch: startWatch(ctx, in), aside: map[unitAt]bool{}}
+	defer c.watch.end()
 	var err error
-	if c.schema, err = compareSchema(ctx, in); err == nil {
+	if c.schema, err = compareSchema(ctx, in, c.watch); err == nil {
 		err = c.all(ctx)
 	}
+	if errors.Is(err, errGaveWay) || errors.Is(err, errChanged) {
+		c.why, err = fmt.Errorf("the schema: %w", err), nil
+	}
 	switch {
+	case err == nil && c.gaveWay() != nil:
+		v := c.summarise()
+		failure := c.gaveWay()
+		v.Error = failure.Error()
+		return v, failure
 	case err == nil:
 		return c.summarise(), nil
 	case errors.Is(context.Cause(ctx), errTimeOver):

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -23,11 +24,14 @@ type comparison struct {
 	started time.Time
 	news    *reporter
 	schema  *schemaFindings // nil until the schemas were compared
+	watch   *watch
 
 	mu     sync.Mutex
 	tables []*tableResult // as in the catalogue
 	oldest time.Time      // when the oldest position's comparison ended; zero: all was compared now
 	first  tenant.LSN     // the oldest position
+	aside  map[unitAt]bool
+	why    error // something was set aside; nil: nothing was
 }
 
 // all deals the tables, largest first as the catalogue has them, and of large ones their parts, to workers with
@@ -75,34 +79,68 @@ func (c *comparison) all(ctx context.Context) error {
 	close(next)
 	group, ctx := errgroup.WithContext(ctx)
 	for range min(in.Jobs, len(pieces)) {
-		group.Go(func() error {
-			s, err := openSides(ctx, in)
-			if err != nil {
-				return fmt.Errorf("verify: %w", err)
-			}
-			defer s.close()
-			for p := range next {
-				if in.Admit != nil {
-					if err := in.Admit(ctx); err != nil {
-						return fmt.Errorf("verify: %w", err)
-					}
-				}
-				t := &tables[p.unit.table]
-				v, err := p.compare(ctx, in, s, t, c.schema.skip[t.Name])
-				if err == nil && v != nil {
-					err = c.concluded(p.unit, *v)
-				}
-				if err != nil {
-					return fmt.Errorf("verify table %s: %w", t.Name, err)
-				}
-				if err := wait(ctx, in.Pause); err != nil {
-					return fmt.Errorf("verify: %w", err)
-				}
-			}
-			return nil
-		})
+		group.Go(func() error { return c.work(ctx, next) })
 	}
 	return group.Wait()
+}
+
+// work compares pieces with sessions of its own, which hold locks only while a piece is compared.
+func (c *comparison) work(ctx context.Context, next <-chan piece) (err error) {
+	var s *sides
+	defer func() {
+		if s != nil {
+			s.close()
+		}
+	}()
+	for p := range next {
+		if c.in.Admit != nil {
+			if err := c.in.Admit(ctx); err != nil {
+				return fmt.Errorf("verify: %w", err)
+			}
+		}
+		if c.isAside(p.unit) {
+			continue
+		}
+		if s == nil {
+			if s, err = openSides(ctx, c.in); err != nil {
+				return fmt.Errorf("verify: %w", err)
+			}
+		}
+		t := &c.in.Catalogue.Tables[p.unit.table]
+		err := c.one(ctx, s, p, t)
+		switch {
+		case errors.Is(err, errGaveWay), errors.Is(err, errChanged):
+			c.setAside(p.unit, err)
+			s.close() // the locks go at once, and what may still be running ends
+			s = nil
+		case err != nil:
+			return fmt.Errorf("verify table %s: %w", t.Name, err)
+		default:
+			if err := s.release(ctx); err != nil {
+				return fmt.Errorf("verify: %w", err)
+			}
+		}
+		if err := wait(ctx, c.in.Pause); err != nil {
+			return fmt.Errorf("verify: %w", err)
+		}
+	}
+	return nil
+}
+
+// one compares a piece, and takes note of its unit if it was the unit's last.
+func (c *comparison) one(ctx context.Context, s *sides, p piece, t *catalog.Table) error {
+	skip := c.schema.skip[t.Name]
+	var v *tenant.TableVerification
+	err := c.watch.guard(ctx, s, func(ctx context.Context) (err error) {
+		if v, err = p.compare(ctx, c.in, s, t, skip); err != nil || skip != "" {
+			return err
+		}
+		return s.unchanged(ctx, t)
+	})
+	if err != nil || v == nil {
+		return err
+	}
+	return c.concluded(p.unit, *v)
 }
 
 func later(a, b time.Time) time.Time {

@@ -39,6 +39,14 @@
 // equal at P1 is equal at P2 as long as the stream applied exactly what lies between and nobody else wrote at the shard, which
 // its fences refuse; a fault that came after P1 is not seen in it.
 //
+// # Locks
+//
+// What is read is locked (ACCESS SHARE) only while a part is read: not in rests, and not while the next part waits to be
+// admitted. A part gives way to whoever waits for its lock for more than one or two seconds, on either side, so that a change of
+// the schema does not wait for the end of a large table, with everybody behind it. That part, and any whose table was changed,
+// rewritten or truncated after the position (which an older snapshot does not show as it was), is left out; the caller compares
+// it at a later position. CREATE INDEX CONCURRENTLY waits for snapshots, not for locks: for the end of the comparison.
+//
 // # Schema
 //
 // Before the rows, each shard's schema is compared with the source's: columns, constraints, indexes, triggers and sequences

@@ -54,12 +54,20 @@ type schemaFindings struct {
 }
 
 // compareSchema reads the schemas of all sides and compares each shard's with the source's.
-func compareSchema(ctx context.Context, in Input) (*schemaFindings, error) {
+func compareSchema(ctx context.Context, in Input, w *watch) (f *schemaFindings, err error) {
 	s, err := openSides(ctx, in)
 	if err != nil {
 		return nil, fmt.Errorf("verify: %w", err)
 	}
 	defer s.close()
+	err = w.guard(ctx, s, func(ctx context.Context) (err error) {
+		f, err = findSchema(ctx, in, s)
+		return err
+	})
+	return f, err
+}
+
+func findSchema(ctx context.Context, in Input, s *sides) (*schemaFindings, error) {
 	all := s.all()
 	schemas := make([]*sideSchema, len(all))
 	group, gctx := errgroup.WithContext(ctx)

@@ -66,7 +66,7 @@ func openSides(ctx context.Context, in Input) (*sides, error) {
 			if conn.PgConn().TxStatus() != 'T' {
 				return fmt.Errorf("%s: %w", one, errNoTransaction)
 			}
-			if _, err := conn.Exec(ctx, settings); err != nil {
+			if _, err := conn.Exec(ctx, settings+"; "+markPart); err != nil {
 				return fmt.Errorf("%s: %w", one, err)
 			}
 			return nil
@@ -82,12 +82,21 @@ func openSides(ctx context.Context, in Input) (*sides, error) {
 var errNoTransaction = errors.New("the session is not in a transaction, so it has no snapshot")
 
 func (s *sides) close() {
-	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
-	defer cancel()
 	for _, one := range s.all() {
 		if one.conn != nil {
-			_ = one.conn.Close(ctx) // a read-only transaction: nothing can be lost
+			closeSession(one.conn)
 		}
+	}
+}
+
+// closeSession ends a session. A query that was interrupted is waited for, since its locks go with it only.
+func closeSession(c *pgx.Conn) {
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	_ = c.Close(ctx) // a read-only transaction: nothing can be lost
+	select {
+	case <-c.PgConn().CleanupDone():
+	case <-ctx.Done():
 	}
 }
 
