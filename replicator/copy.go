@@ -308,7 +308,8 @@ func (e *Engine) freeze(ctx context.Context, sh Shard, relations []tenant.TableN
 }
 
 // refreshLeaves reads the leaves' storage again: what was rewritten since the catalogue was read is copied as it is now. A
-// table that is still to be copied must otherwise be what was described: rows of a partition that came meanwhile would be
+// table that was dropped has no rows under the snapshot, and that is its copy: the stream drops it later. One that is still
+// to be copied must otherwise be what was described: rows of a partition that came meanwhile would be
 // neither in the copy nor, before the new snapshot, in the stream.
 func (e *Engine) refreshLeaves(ctx context.Context, snap *view) error {
 	now, err := e.describeUnder(ctx, snap)
@@ -321,8 +322,19 @@ func (e *Engine) refreshLeaves(ctx context.Context, snap *view) error {
 			continue
 		}
 		fresh := now.Table(t.OID)
-		what := fmt.Sprintf("table %s is gone from the source", t.Name)
-		if fresh != nil {
+		what := fmt.Sprintf("table %s is not replicated any more as it was", t.Name)
+		if fresh == nil {
+			gone, err := e.isGone(ctx, snap, t)
+			if err != nil {
+				return err
+			}
+			if gone {
+				if err := e.copyNothing(ctx, snap, t); err != nil {
+					return err
+				}
+				continue
+			}
+		} else {
 			what = changedTable(t, fresh)
 		}
 		if what != "" {

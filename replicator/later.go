@@ -2,9 +2,13 @@ package replicator
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 
+	"github.com/jackc/pgx/v5"
+
+	"github.com/rehomedb/rehome/replicator/ddl"
 	"github.com/rehomedb/rehome/replicator/schema"
 	"github.com/rehomedb/rehome/tenant"
 )
@@ -16,13 +20,24 @@ import (
 // errBuildLater ends the stream because every shard has passed the largest watermark.
 var errBuildLater = errors.New("what waited for the stream can be built")
 
-// held says what must not be built behind the copy: nil when all of it is of one position.
-func (e *Engine) held() *schema.Hold {
+// held says what must not be built behind the copy: nil when all of it is of one position, which is the slot's. At a later
+// one the source's schema may be another than the shards' are yet.
+func (e *Engine) held(ctx context.Context) (*schema.Hold, error) {
 	least, greatest := e.watermarks()
-	if least == greatest {
-		return nil
+	e.mu.Lock()
+	slot := e.origin.StartLSN
+	e.mu.Unlock()
+	if least == greatest && (least == 0 || least == slot) {
+		return nil, nil
 	}
 	h := &schema.Hold{Tables: map[tenant.TableName]string{}}
+	atSlot, err := e.shapeAt(ctx, e.cfg.Shards[0]) // nothing has been streamed yet
+	if err != nil {
+		return nil, err
+	}
+	if atSlot != nil {
+		h.Objects = atSlot.Objects()
+	}
 	for i := range e.cat.Tables {
 		t := &e.cat.Tables[i]
 		c, _ := e.copyOf(t)
@@ -37,7 +52,29 @@ func (e *Engine) held() *schema.Hold {
 			h.Tables[b.Name] = c.marks.key
 		}
 	}
-	return h
+	return h, nil
+}
+
+// shapeAt is the source's schema at a shard's position; nil: its changes are not followed.
+func (e *Engine) shapeAt(ctx context.Context, sh Shard) (*ddl.Shape, error) {
+	c, err := e.shardSession(ctx, sh, "setup")
+	if err != nil {
+		return nil, err
+	}
+	defer closeSoon(c)
+	var raw []byte
+	var doc shapeDoc
+	err = c.QueryRow(ctx, `SELECT doc FROM rehome.shape WHERE replication = $1`, e.cfg.Replication).Scan(&raw)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(raw, &doc)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("shard %s: read the source's schema: %w", sh.Name, err)
+	}
+	return doc.Shape, nil
 }
 
 // buildLater builds what waits, if every shard has all that was committed before the largest watermark; else it takes note
@@ -68,7 +105,11 @@ func (e *Engine) buildLater(ctx context.Context, lanes []*lane) error {
 	}
 	e.announce(ctx, "building the foreign keys and unique indexes that waited for the stream")
 	err := e.parallel(ctx, func(ctx context.Context, sh Shard) error {
-		err := schema.RestoreLater(ctx, sh.DSN, e.cfg.Replication, e.log, func(n, total int, item string) {
+		now, err := e.shapeAt(ctx, sh)
+		if err != nil {
+			return err
+		}
+		err = schema.RestoreLater(ctx, sh.DSN, e.cfg.Replication, now, e.log, func(n, total int, item string) {
 			e.stats.setStep(fmt.Sprintf("building what waited for the stream on %s: %d of %d (%s)", sh.Name, n, total, item))
 		})
 		if err != nil {

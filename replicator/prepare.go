@@ -130,6 +130,15 @@ func (e *Engine) prepare(ctx context.Context) error {
 			return err
 		}
 		defer closeSoon(c)
+		err = pgx.BeginFunc(ctx, c, func(tx pgx.Tx) error {
+			if err := e.ownShared(ctx, tx); err != nil {
+				return err
+			}
+			return archive.Keep(ctx, tx, e.cfg.Replication)
+		})
+		if err != nil {
+			return err
+		}
 		return e.cfg.Gate.FenceShard(ctx, c)
 	})
 	if err != nil {
@@ -166,12 +175,30 @@ func (e *Engine) copyAll(ctx context.Context) error {
 	if err := e.refreshLeaves(ctx, snap); err != nil {
 		return err
 	}
-	archive, err := e.dump(ctx, snap.name)
+	archive, err := e.kept(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = archive.Close() }()
 	return e.copyUnder(ctx, snap, archive)
+}
+
+// kept is the slot's schema, which the shards' tables have: never that of a later snapshot.
+func (e *Engine) kept(ctx context.Context) (*schema.Archive, error) {
+	sh := e.cfg.Shards[0]
+	c, err := e.shardSession(ctx, sh, "setup")
+	if err != nil {
+		return nil, err
+	}
+	defer closeSoon(c)
+	a, err := schema.Kept(ctx, c, e.cfg.Replication, e.log)
+	if err != nil {
+		return nil, fmt.Errorf("shard %s: %w", sh.Name, err)
+	}
+	if a == nil {
+		return nil, stop("schema-not-kept", "cancel the replication and start it again", "shard %s does not have the source's schema of when the slot was made", sh.Name)
+	}
+	return a, nil
 }
 
 // copyUnder copies under a snapshot, lets it go, and builds what belongs behind the copy.
@@ -198,7 +225,11 @@ func (e *Engine) copyUnder(ctx context.Context, snap *view, archive *schema.Arch
 	if notes, err = e.takeNotes(ctx); err != nil {
 		return err
 	}
-	hold, chunked := e.held(), notes.chunked(e.cat)
+	chunked := notes.chunked(e.cat)
+	hold, err := e.held(ctx)
+	if err != nil {
+		return err
+	}
 	e.announce(ctx, "building indexes and constraints")
 	err = e.parallel(ctx, func(ctx context.Context, sh Shard) error {
 		if err := e.freeze(ctx, sh, chunked); err != nil {

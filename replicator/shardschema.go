@@ -81,6 +81,10 @@ CREATE TABLE IF NOT EXISTS rehome.shape (
 	doc         json NOT NULL,
 	asked       pg_lsn
 );
+CREATE TABLE IF NOT EXISTS rehome.ddl_kept (
+	replication text  PRIMARY KEY,
+	doc         bytea NOT NULL
+);
 CREATE OR REPLACE FUNCTION rehome.advance(r text, e bigint, last bigint, last_lsn pg_lsn, new_lsn pg_lsn) RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog AS $$
 BEGIN
@@ -117,7 +121,7 @@ func InstallShard(ctx context.Context, conn *pgx.Conn) error {
 
 // shardTables are all tables that a replication may keep rows in at a shard, in the schema rehome; each has the column
 // replication. Some are made only when they are needed.
-var shardTables = []string{"progress", "copied", "chunks", "unfinished", "copied_again", "carry", "shape", "mended", "ddl_done", "ddl_later", "applier"}
+var shardTables = []string{"progress", "copied", "chunks", "unfinished", "copied_again", "carry", "shape", "mended", "ddl_done", "ddl_kept", "ddl_later", "applier"}
 
 // UninstallShard removes what InstallShard made, and what the replication noted on its way, at its end. Its worker must not
 // be running. It may be repeated.

@@ -121,6 +121,9 @@ BEGIN
 			JOIN pg_class tc ON tc.oid = t.relid LEFT JOIN pg_inherits i ON i.inhrelid = t.relid WHERE age(tc.xmin) <= 0 OR age(i.xmin) <= 0
 		UNION SELECT c.oid FROM pg_class c WHERE tag = 'ALTER TABLE' AND c.relkind IN ('r', 'p') AND NOT c.relispartition AND age(c.xmin) <= 0
 			AND EXISTS (SELECT FROM heirs h JOIN pg_class hc ON hc.oid = h.oid WHERE hc.relkind = 'p')
+		-- The foreign keys that point to a table name it and its columns.
+		UNION SELECT k.conrelid FROM heirs h JOIN pg_constraint k ON k.confrelid = h.oid AND k.contype = 'f' AND k.conparentid = 0
+			WHERE tag LIKE 'ALTER %'
 	)
 	SELECT array_agg(c.oid ORDER BY c.relispartition, c.oid) INTO all_tabs
 	FROM touched t JOIN pg_class c ON c.oid = t.oid JOIN pg_namespace n ON n.oid = c.relnamespace

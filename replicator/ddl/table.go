@@ -281,8 +281,9 @@ func indexIs(x *Index, oid uint32, name, def string) bool {
 
 func (p *planner) constraint(t *Table, old, k *Constraint) {
 	name := tenant.QuoteIdent(k.Name)
+	// One that waits for the stream to be built, or was left out, is not there.
 	if old.Name != k.Name {
-		p.do(stepTables, "%s", unless(hasConstraint(t, k.Name), "ALTER TABLE "+t.quoted()+" RENAME CONSTRAINT "+tenant.QuoteIdent(old.Name)+" TO "+name))
+		p.do(stepTables, "%s", unless(hasConstraint(t, k.Name)+" OR NOT "+hasConstraint(t, old.Name), "ALTER TABLE "+t.quoted()+" RENAME CONSTRAINT "+tenant.QuoteIdent(old.Name)+" TO "+name))
 	}
 	if k.Type == "f" && (old.Deferrable != k.Deferrable || old.Deferred != k.Deferred) {
 		how := "NOT DEFERRABLE"
@@ -292,10 +293,10 @@ func (p *planner) constraint(t *Table, old, k *Constraint) {
 				how = "DEFERRABLE INITIALLY DEFERRED"
 			}
 		}
-		p.do(stepForeignKeys, "ALTER TABLE %s ALTER CONSTRAINT %s %s", t.quoted(), name, how)
+		p.do(stepForeignKeys, "%s", unless("NOT "+hasConstraint(t, k.Name), "ALTER TABLE "+t.quoted()+" ALTER CONSTRAINT "+name+" "+how))
 	}
 	if !old.Validated && k.Validated {
-		p.do(stepForeignKeys, "ALTER TABLE %s VALIDATE CONSTRAINT %s", t.quoted(), name)
+		p.do(stepForeignKeys, "%s", unless("NOT "+hasConstraint(t, k.Name), "ALTER TABLE "+t.quoted()+" VALIDATE CONSTRAINT "+name))
 	}
 }
 

@@ -2,12 +2,16 @@ package schema
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
+	"github.com/rehomedb/rehome/replicator/ddl"
 	"github.com/rehomedb/rehome/tenant"
 )
 
@@ -20,6 +24,15 @@ type Hold struct {
 	// Tables are those whose own rows are of different positions, each with all members of its partition tree, and the
 	// column by which they were cut: rows that are equal in it are of one position, so that a unique index over it holds.
 	Tables map[tenant.TableName]string
+	// Objects are the source's keys and indexes as the shards know them, by the names of their items; nil: not known.
+	Objects map[string]ddl.Held
+}
+
+func (h *Hold) objects() map[string]ddl.Held {
+	if h == nil {
+		return nil
+	}
+	return h.Objects
 }
 
 // unique is an index that allows no two equal rows, or the one of an exclusion constraint.
@@ -57,7 +70,7 @@ func readUniques(ctx context.Context, conn *pgx.Conn) ([]unique, error) {
 }
 
 // holdBack names the items that wait, with all that depends on them, in the order of the archive.
-func (a *Archive) holdBack(hold *Hold, items []*item) []*item {
+func (a *Archive) holdBack(hold *Hold, items []*item, place func(*item) int) []*item {
 	if hold == nil {
 		return nil
 	}
@@ -73,16 +86,6 @@ func (a *Archive) holdBack(hold *Hold, items []*item) []*item {
 		}
 	}
 	ordered := slices.Clone(items)
-	position := make(map[int]int, len(a.items))
-	for i, it := range a.items {
-		position[it.id] = i
-	}
-	place := func(it *item) int {
-		if p, ok := position[it.id]; ok && it.desc != refresh {
-			return p
-		}
-		return len(a.items) // a refresh comes last
-	}
 	slices.SortStableFunc(ordered, func(x, y *item) int { return place(x) - place(y) })
 	ids := map[int]bool{}
 	var out []*item
@@ -102,15 +105,31 @@ func (a *Archive) holdBack(hold *Hold, items []*item) []*item {
 	return out
 }
 
+// places tells where an item comes in the archive's order, which respects dependencies; a refresh comes last.
+func (a *Archive) places() func(*item) int {
+	position := make(map[*item]int, len(a.items))
+	for i, it := range a.items {
+		position[it] = i
+	}
+	return func(it *item) int {
+		if p, ok := position[it]; ok {
+			return p
+		}
+		return len(position)
+	}
+}
+
 func without(items, held []*item) []*item {
 	return slices.DeleteFunc(items, func(it *item) bool { return slices.Contains(held, it) })
 }
 
 const createLater = `CREATE TABLE IF NOT EXISTS rehome.ddl_later (replication text NOT NULL, ordinal integer NOT NULL, item text NOT NULL, kind text NOT NULL,
-	namespace text NOT NULL, tag text NOT NULL, sql text NOT NULL, may_fail boolean NOT NULL, PRIMARY KEY (replication, item))`
+	namespace text NOT NULL, tag text NOT NULL, sql text NOT NULL, may_fail boolean NOT NULL,
+	object bigint, state text, -- the source's OID and definition of it, where its changes are followed
+	PRIMARY KEY (replication, item))`
 
 // recordLater keeps at the shard what is held back: by the time that it is created, the source's schema may be another.
-func recordLater(ctx context.Context, conn *pgx.Conn, replication string, a *Archive, held []*item) error {
+func recordLater(ctx context.Context, conn *pgx.Conn, replication string, a *Archive, held []*item, place func(*item) int, objects map[string]ddl.Held) error {
 	if len(held) == 0 {
 		return nil
 	}
@@ -118,13 +137,8 @@ func recordLater(ctx context.Context, conn *pgx.Conn, replication string, a *Arc
 		if _, err := tx.Exec(ctx, createLater); err != nil {
 			return err
 		}
-		for i, it := range held {
-			id, accepted := a.foreignKeys[it.key]
-			_, err := tx.Exec(ctx, `INSERT INTO rehome.ddl_later (replication, ordinal, item, kind, namespace, tag, sql, may_fail)
-				SELECT $1, $2, $3, $4, $5, $6, $7, $8 WHERE NOT EXISTS (SELECT FROM rehome.ddl_done WHERE replication = $1 AND item = $3)
-				ON CONFLICT (replication, item) DO NOTHING`,
-				replication, i, it.key, it.desc, it.namespace, it.tag, it.sql, accepted && slices.Contains(a.accept, id))
-			if err != nil {
+		for _, it := range held {
+			if err := recordOne(ctx, tx, replication, a, it, place(it), objects); err != nil {
 				return err
 			}
 		}
@@ -134,6 +148,48 @@ func recordLater(ctx context.Context, conn *pgx.Conn, replication string, a *Arc
 		return fmt.Errorf("record what is created later: %w", err)
 	}
 	return nil
+}
+
+func recordOne(ctx context.Context, tx pgx.Tx, replication string, a *Archive, it *item, ordinal int, objects map[string]ddl.Held) error {
+	id, accepted := a.foreignKeys[it.key]
+	var object *int64
+	var state *string
+	if h, ok := objects[it.String()]; ok {
+		n := int64(h.OID)
+		object, state = &n, &h.Is
+	}
+	_, err := tx.Exec(ctx, `INSERT INTO rehome.ddl_later (replication, ordinal, item, kind, namespace, tag, sql, may_fail, object, state)
+		SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10 WHERE NOT EXISTS (SELECT FROM rehome.ddl_done WHERE replication = $1 AND item = $3)
+		ON CONFLICT (replication, item) DO NOTHING`,
+		replication, ordinal, it.key, it.desc, it.namespace, it.tag, it.sql, accepted && slices.Contains(a.accept, id), object, state)
+	return err
+}
+
+// mustWait reports whether an item depends on one that was put off.
+func (r *postRun) mustWait(it *item) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.ContainsFunc(it.deps, func(d int) bool { return r.waiting[d] })
+}
+
+// mayWait reports whether an item failed for rows (SQLSTATE classes 22 and 23) that may be of several positions: what the
+// source dropped or changed before the later ones were copied may not hold for them, and the stream brings that.
+func (r *postRun) mayWait(err error) bool {
+	var pg *pgconn.PgError
+	return r.mayPutOff && errors.As(err, &pg) && (strings.HasPrefix(pg.Code, "22") || strings.HasPrefix(pg.Code, "23"))
+}
+
+// putOff leaves an item for RestoreLater.
+func (r *postRun) putOff(ctx context.Context, tx pgx.Tx, it *item) error {
+	r.mu.Lock()
+	if it.desc != refresh {
+		r.waiting[it.id] = true
+	}
+	r.mu.Unlock()
+	if err := recordOne(ctx, tx, r.replication, r.archive, it, r.place(it), r.objects); err != nil {
+		return err
+	}
+	return tx.Commit(ctx)
 }
 
 // Later counts what still waits at a shard.
@@ -147,8 +203,9 @@ func Later(ctx context.Context, conn *pgx.Conn, replication string) (n int, err 
 }
 
 // RestoreLater creates what RestorePost held back, in order. Each item commits together with the removal of its record, so
-// that it may be repeated after a crash.
-func RestoreLater(ctx context.Context, dsn tenant.DSN, replication string, log *slog.Logger, progress func(done, total int, item string)) error {
+// that it may be repeated after a crash. now is the source's schema at the shard's position, nil when it is not followed:
+// what is gone by then is left out, and what changed is made as it is then.
+func RestoreLater(ctx context.Context, dsn tenant.DSN, replication string, now *ddl.Shape, log *slog.Logger, progress func(done, total int, item string)) error {
 	a := &Archive{items: []*item{}, skip: map[string]string{}, foreignKeys: map[string]string{}, log: log}
 	conn, err := a.open(ctx, dsn)
 	if err != nil {
@@ -158,14 +215,22 @@ func RestoreLater(ctx context.Context, dsn tenant.DSN, replication string, log *
 	if n, err := Later(ctx, conn, replication); err != nil || n == 0 {
 		return err
 	}
-	rows, err := conn.Query(ctx, `SELECT item, kind, namespace, tag, sql, may_fail FROM rehome.ddl_later WHERE replication = $1 ORDER BY ordinal`, replication)
+	rows, err := conn.Query(ctx, `SELECT item, kind, namespace, tag, sql, may_fail, object, state FROM rehome.ddl_later WHERE replication = $1 ORDER BY ordinal`, replication)
 	if err != nil {
 		return fmt.Errorf("read what waits: %w", err)
 	}
+	renewed := newRenewal(now)
 	var it item
 	var mayFail bool
-	_, err = pgx.ForEachRow(rows, []any{&it.key, &it.desc, &it.namespace, &it.tag, &it.sql, &mayFail}, func() error {
+	var object *int64
+	var state *string
+	_, err = pgx.ForEachRow(rows, []any{&it.key, &it.desc, &it.namespace, &it.tag, &it.sql, &mayFail, &object, &state}, func() error {
 		one := it
+		if object != nil && state != nil {
+			if why := renewed.renew(&one, uint32(*object), *state); why != "" {
+				a.skip[it.key] = why
+			}
+		}
 		a.items = append(a.items, &one)
 		if mayFail {
 			a.foreignKeys[it.key] = it.key
@@ -176,6 +241,61 @@ func RestoreLater(ctx context.Context, dsn tenant.DSN, replication string, log *
 	if err != nil {
 		return fmt.Errorf("read what waits: %w", err)
 	}
-	run := &postRun{archive: a, replication: replication, progress: progress, total: len(a.items), later: true}
+	run := &postRun{archive: a, replication: replication, progress: progress, total: len(a.items), later: true, followed: now != nil}
 	return run.steps(ctx, conn, a.items)
+}
+
+// keyKinds are the kinds of items that ddl.Held describes; one that begins like another comes first.
+var keyKinds = [...]string{"INDEX ATTACH", "INDEX", "FK CONSTRAINT", "CHECK CONSTRAINT", "CONSTRAINT"}
+
+// renewal knows the source's keys and indexes as they are now.
+type renewal struct {
+	byOID   map[string]ddl.Held // "KIND number"
+	byState map[string]bool     // numbers change in silence (REINDEX CONCURRENTLY)
+}
+
+func newRenewal(now *ddl.Shape) *renewal {
+	if now == nil {
+		return nil
+	}
+	r := &renewal{byOID: map[string]ddl.Held{}, byState: map[string]bool{}}
+	for name, h := range now.Objects() {
+		r.byState[h.Is] = true
+		for _, kind := range keyKinds {
+			if strings.HasPrefix(name, kind+" ") {
+				r.byOID[fmt.Sprint(kind, " ", h.OID)] = h
+				break
+			}
+		}
+	}
+	return r
+}
+
+// renew makes an item what it is at the source now, and says why it is left out, if it is.
+func (r *renewal) renew(it *item, oid uint32, state string) (leftOut string) {
+	if r == nil || r.byState[state] {
+		return ""
+	}
+	h, there := r.byOID[fmt.Sprint(it.desc, " ", oid)]
+	switch {
+	case !there:
+		return "it was dropped at the source meanwhile"
+	case h.SQL == "":
+		return "it changed at the source meanwhile, and is made along with what it is a part of"
+	}
+	it.sql = h.SQL
+	return ""
+}
+
+// leavesOut reports whether an item of a schema that is followed cannot be made because of what changed at the source:
+// what it depends on is gone or another (SQLSTATE class 42), or the stream has brought one of its name.
+func (r *postRun) leavesOut(it *item, err error) bool {
+	var pg *pgconn.PgError
+	if !r.later || !r.followed || !errors.As(err, &pg) {
+		return false
+	}
+	if slices.Contains(keyKinds[:], it.desc) {
+		return pg.Code == "42P07" || pg.Code == "42710"
+	}
+	return strings.HasPrefix(pg.Code, "42") && pg.Code != "42501"
 }

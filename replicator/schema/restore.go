@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/rehomedb/rehome/replicator/ddl"
 	"github.com/rehomedb/rehome/tenant"
 )
 
@@ -87,7 +88,7 @@ func (a *Archive) open(ctx context.Context, dsn tenant.DSN) (*pgx.Conn, error) {
 // stringSyntax is the setting under which pg_dump wrote string literals: the source's, whose backslashes may escape.
 func (a *Archive) stringSyntax() string {
 	for _, it := range a.items {
-		if it.desc == "STDSTRINGS" {
+		if it.settings() {
 			return "; " + it.sql
 		}
 	}
@@ -174,7 +175,8 @@ func simple(ctx context.Context, conn *pgx.Conn, sql string) error {
 // skipped. progress is called after each item, never at the same time as itself, with how many of all are done.
 //
 // A foreign key that was accepted although it lacks the realm key is left out at a shard whose rows do not satisfy it.
-// What hold names is not created but recorded at the shard, for RestoreLater; nil: nothing.
+// What hold names is not created but recorded at the shard, for RestoreLater, and so is what the rows of the several
+// positions do not satisfy yet. nil: nothing waits.
 func (a *Archive) RestorePost(ctx context.Context, dsn tenant.DSN, replication string, jobs int, hold *Hold, progress func(done, total int, item string)) error {
 	if a.items == nil {
 		return errNotDumped
@@ -192,8 +194,9 @@ func (a *Archive) RestorePost(ctx context.Context, dsn tenant.DSN, replication s
 	if err != nil {
 		return err
 	}
-	held := a.holdBack(hold, append(slices.Concat(groups...), rest...))
-	if err := recordLater(ctx, conn, replication, a, held); err != nil {
+	place := a.places()
+	held := a.holdBack(hold, append(slices.Concat(groups...), rest...), place)
+	if err := recordLater(ctx, conn, replication, a, held, place, hold.objects()); err != nil {
 		return err
 	}
 	for i := range groups {
@@ -201,6 +204,12 @@ func (a *Archive) RestorePost(ctx context.Context, dsn tenant.DSN, replication s
 	}
 	rest = without(rest, held)
 	run := &postRun{archive: a, replication: replication, done: done, progress: progress, total: len(rest)}
+	if hold != nil {
+		run.mayPutOff, run.waiting, run.place, run.objects = true, map[int]bool{}, place, hold.objects()
+		if err := simple(ctx, conn, createLater); err != nil {
+			return fmt.Errorf("record what is created later: %w", err)
+		}
+	}
 	for _, g := range groups {
 		run.total += len(g)
 	}
@@ -294,8 +303,14 @@ type postRun struct {
 	progress    func(done, total int, item string)
 	later       bool // the items come from rehome.ddl_later
 
+	mayPutOff bool // rows of several positions may be in an item's way: it is left for RestoreLater
+	place     func(*item) int
+	objects   map[string]ddl.Held
+	followed  bool // changes of the source\'s schema are known
+
 	mu       sync.Mutex
 	finished int
+	waiting  map[int]bool // ids of items that were found to have to wait
 }
 
 func (r *postRun) steps(ctx context.Context, conn *pgx.Conn, items []*item) error {
@@ -326,11 +341,25 @@ func (r *postRun) step(ctx context.Context, conn *pgx.Conn, s *item) error {
 	if err := simple(ctx, conn, "SAVEPOINT item"); err != nil {
 		return err
 	}
+	if r.mustWait(s) {
+		return r.putOff(ctx, tx, s)
+	}
 	if err := r.archive.create(ctx, conn, s); err != nil {
-		if !r.archive.mayFail(s, err) {
+		if r.mayWait(err) {
+			r.archive.log.InfoContext(ctx, "rows of several positions are in the way of a schema item; it waits for the stream", "item", s.String(), "error", err)
+			if err := simple(ctx, conn, "ROLLBACK TO item"); err != nil {
+				return err
+			}
+			return r.putOff(ctx, tx, s)
+		}
+		switch {
+		case r.leavesOut(s, err):
+			r.archive.log.WarnContext(ctx, "schema item left out, because of what changed at the source meanwhile", "item", s.String(), "error", err)
+		case r.archive.mayFail(s, err):
+			r.archive.log.WarnContext(ctx, "foreign key left out, because rows of this shard do not satisfy it", "item", s.String(), "error", err)
+		default:
 			return err
 		}
-		r.archive.log.WarnContext(ctx, "foreign key left out, because rows of this shard do not satisfy it", "item", s.String(), "error", err)
 		if err := simple(ctx, conn, "ROLLBACK TO item"); err != nil {
 			return err
 		}
