@@ -41,8 +41,16 @@ func TestGivesWay(t *testing.T) {
 			if side == "shard" {
 				slow, changed = changed, slow
 			}
-			run(t, slow, `BEGIN; LOCK TABLE t`)
+			locked := make(chan error, 1)
+			pair.in.Admit = func(ctx context.Context) error { // behind the comparison of the schemas
+				_, err := slow.Exec(ctx, `BEGIN; LOCK TABLE t`)
+				locked <- err
+				return err
+			}
 			done := pair.compareAside()
+			if err := <-locked; err != nil {
+				t.Fatal(err)
+			}
 			waits := func(c *pgx.Conn, granted bool) bool {
 				var is bool
 				if err := c.QueryRow(t.Context(), `SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 't'::regclass AND mode = 'AccessShareLock' AND granted = $1 AND pid <> pg_backend_pid())`, granted).Scan(&is); err != nil {
