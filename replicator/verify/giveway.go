@@ -78,14 +78,14 @@ func (w *watch) guard(ctx context.Context, s *sides, f func(context.Context) err
 		if w.holds[one.name] == nil {
 			w.holds[one.name] = map[int32]context.CancelCauseFunc{}
 		}
-		w.holds[one.name][int32(one.conn.PgConn().PID())] = cancel //nolint:gosec // a process id is an int
+		w.holds[one.name][int32(one.conn.PgConn().PID())] = cancel
 	}
 	w.mu.Unlock()
 	defer func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		for _, one := range s.all() {
-			delete(w.holds[one.name], int32(one.conn.PgConn().PID())) //nolint:gosec // see above
+			delete(w.holds[one.name], int32(one.conn.PgConn().PID()))
 		}
 	}()
 	err := f(ctx)
