@@ -210,7 +210,13 @@ func (r *pipelineRun) explain(w expected, err error) error {
 
 // abandon reads what is still to come of a run that failed, so that the session can be used again: a pipeline that is
 // closed without a synchronisation point closes its connection.
+//
+// A connection that broke is left alone: the driver says goodbye to the server in the background, and must not be written to
+// meanwhile (it panics).
 func (r *pipelineRun) abandon() {
+	if r.l.conn.IsClosed() {
+		return
+	}
 	if err := r.p.Sync(); err != nil {
 		return
 	}
