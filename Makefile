@@ -13,7 +13,7 @@ PKG ?= ./...
 # Postgres clusters of several packages run at once; more than this many would wait for each other on a small machine.
 TEST_PARALLEL ?= 3
 # One package's tests; all of them together stay below it on two cores.
-TEST_TIMEOUT ?= 11m
+TEST_TIMEOUT ?= 12m
 FUZZ_TIME ?= 10s
 # make torture: this many seeds, each so long; REHOME_TORTURE_SEED=N begins with that one instead of any.
 SEEDS ?= 5

@@ -142,7 +142,7 @@ func TestChunkThatOnlyOneShardHas(t *testing.T) {
 	r.verifyClean(e)
 	p := e.Progress()
 	chunks := scalar[int64](t, open(t, r.shards[0].DSN), `SELECT count(*) FROM rehome.chunks`)
-	if one := p.BytesDone / chunks; p.BytesAgain < one/2 || p.BytesAgain > one*2 {
+	if one := p.BytesDone / chunks; p.BytesAgain < one/2 || p.BytesAgain > one*3 { // the one that was cut off before comes on top
 		t.Errorf("copied again %d bytes (%d rows), a chunk has about %d", p.BytesAgain, p.RowsAgain, one)
 	}
 }
@@ -220,7 +220,8 @@ func TestProgressOfAChunkedCopy(t *testing.T) {
 	r := newRig(t, 2, tenant.ReplicationOptions{CopyJobs: 2, ChunkBytes: 32 << 10}, bulkDDL)
 	r.jour.slow = 30
 	r.copySome(5)
-	before := r.atShards(`SELECT coalesce(sum(bytes), 0) FROM rehome.chunks`)[0]
+	// One chunk of each worker may be at one shard only, and is copied again.
+	before := r.atShards(`SELECT coalesce(sum(bytes), 0) - 2 * coalesce(max(bytes), 0) FROM rehome.chunks`)[0]
 	e, _ := r.start()
 	var last tenant.Progress
 	eventually(t, "the copy ends", func() bool {

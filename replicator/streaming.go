@@ -162,6 +162,10 @@ func (e *Engine) watch(ctx context.Context, s *stream) error {
 			return err
 		}
 		if !slot.exists {
+			// A server that was promoted or exchanged has no such slot either: that is said first.
+			if err := e.checkOrigin(ctx); err != nil {
+				return err
+			}
 			return stop("slot-missing", "cancel the replication and start it again", "replication slot %s is gone from the source", e.src.slot)
 		}
 		e.stats.mu.Lock()

@@ -92,9 +92,26 @@ func (s *Server) newJobs() (*river.Client[pgx.Tx], error) {
 	return c, nil
 }
 
+// startJobs tries for as long as the first connection may take: the control database may restart while we start.
+func (s *Server) startJobs(ctx context.Context) error {
+	const again = 500 * time.Millisecond
+	for until := time.Now().Add(connectTimeout); ; {
+		err := s.jobs.Start(context.WithoutCancel(ctx))
+		if err == nil || time.Now().After(until) {
+			return err
+		}
+		s.log.Warn("the job queue could not be started, it is tried again", "error", err)
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(again):
+		}
+	}
+}
+
 // runJobs works on jobs until ctx ends; running ones may finish within jobsStopTimeout.
 func (s *Server) runJobs(ctx context.Context) error {
-	if err := s.jobs.Start(context.WithoutCancel(ctx)); err != nil {
+	if err := s.startJobs(ctx); err != nil {
 		return fmt.Errorf("start the job queue: %w", err)
 	}
 	<-ctx.Done()
