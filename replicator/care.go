@@ -178,6 +178,9 @@ func (w *watcher) slot(ctx context.Context, phase tenant.Phase, now time.Time) e
 		return nil // it is being made
 	}
 	if err := w.e.checkSlot(s); err != nil {
+		if oerr := w.e.checkOrigin(ctx); oerr != nil {
+			return oerr // a server that was promoted or exchanged has no such slot either: that is said first
+		}
 		return err
 	}
 	if phase == tenant.Copying {
