@@ -291,6 +291,9 @@ func (e *Engine) noteAsked(ctx context.Context, err error) {
 	if at == 0 || !asking(err) {
 		return
 	}
+	// Also when the worker is stopped just now: who sees the pause may resume at once.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), connectTimeout)
+	defer cancel()
 	for _, sh := range e.cfg.Shards {
 		c, err := e.shardSession(ctx, sh, "setup")
 		if err == nil {
