@@ -52,6 +52,7 @@ type Progress struct {
 	Care         *Care  `json:"care,omitempty"`      // how the source fares
 
 	Verification *VerificationState `json:"verification,omitempty"`
+	WayBack      *WayBack           `json:"way_back,omitempty"` // after a cutover: from the shards back to the source
 }
 
 // VerificationState is how fresh the proof is that both sides are equal.

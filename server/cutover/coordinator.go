@@ -82,6 +82,7 @@ type Job struct {
 	Shards      []Shard
 	Catalogue   *catalog.Catalogue // what is replicated; gives the sequences
 	Accept      []string           // findings accepted by name
+	WayBack     WayBack            // nil: none is wanted
 }
 
 // DefaultMaxPause bounds the pause when the plan names none.
@@ -111,6 +112,7 @@ const (
 // Steps, as persisted and as a Crash hook gets them.
 const (
 	StepIntent     = "intent"
+	StepWayBack    = "way-back" // made before the pause
 	StepPrelock    = "prelock"
 	StepHold       = "hold"
 	StepFence      = "fence"
@@ -127,4 +129,4 @@ const (
 )
 
 // Steps lists all of them in order, for tests.
-var Steps = []string{StepIntent, StepPrelock, StepHold, StepFence, StepMarker, StepDrain, StepSequences, StepTail, StepCommitting, StepCommitted, StepDecided, StepFollowOne, StepFollowed, StepFinished}
+var Steps = []string{StepIntent, StepWayBack, StepPrelock, StepHold, StepFence, StepMarker, StepDrain, StepSequences, StepTail, StepCommitting, StepCommitted, StepDecided, StepFollowOne, StepFollowed, StepFinished}

@@ -32,6 +32,7 @@ type record struct {
 	SystemID     string                 `json:"source_system_identifier,omitempty"`
 	ApprovedBy   string                 `json:"approved_by,omitempty"`
 	Error        string                 `json:"error,omitempty"`
+	NoWayBack    bool                   `json:"no_way_back,omitempty"` // none was wanted, or the installation has none
 }
 
 // raise moves the source's gate up where a shard's is ahead of it, from an earlier replication: it would not follow.

@@ -85,6 +85,11 @@ func (c *Coordinator) ResolveAndFollow(ctx context.Context, job Job) (Resolution
 			if rec.Error == "" {
 				rec.Error = "the server that ran the attempt went away"
 			}
+			if job.WayBack != nil && !rec.NoWayBack {
+				if err := job.WayBack.Discard(ctx); err != nil {
+					return res, followUpError(fmt.Errorf("drop the way back: %w", err))
+				}
+			}
 			if err := c.finish(ctx, rec, nil); err != nil {
 				return res, followUpError(err)
 			}

@@ -135,6 +135,9 @@ func (r *run) decided() gate.State {
 
 // attempt goes up to and including the decision. nil: the COMMIT was answered.
 func (r *run) attempt(ctx context.Context) error {
+	if err := r.mark(ctx, StepWayBack, func() error { return r.prepareWayBack(ctx) }); err != nil {
+		return err
+	}
 	if err := r.mark(ctx, StepPrelock, func() error { return r.prelock(ctx) }); err != nil {
 		return err
 	}
@@ -317,6 +320,7 @@ func (r *run) takeBack(ctx context.Context, cause error) (Report, error) {
 	r.closeSessions(ctx)
 	r.rec.Outcome = OutcomeSource
 	r.rec.Error = cause.Error()
+	r.discardWayBack(ctx)
 	if err := r.c.finish(ctx, r.rec, nil); err != nil {
 		r.log.Error("record the attempt's end", "error", err)
 	}
