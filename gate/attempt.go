@@ -54,6 +54,7 @@ type Attempt struct {
 	deadline time.Time
 	tries    int
 	triggers bool           // the fence's triggers are made
+	ddl      bool           // our role may make event triggers
 	heat     map[uint32]int // how often writers were seen holding a table
 
 	mu       sync.Mutex
@@ -74,6 +75,10 @@ func Open(ctx context.Context, cfg Config) (*Attempt, error) {
 	a.pid = a.fence.PgConn().PID()
 	// The first use of the marker's statement and of the blockers' query would read the catalogue inside the pause.
 	if _, err := a.blockers(ctx); err != nil {
+		a.Close(ctx)
+		return nil, err
+	}
+	if a.ddl, err = PermitsDDLFence(ctx, a.second); err != nil {
 		a.Close(ctx)
 		return nil, err
 	}
@@ -217,6 +222,10 @@ func (a *Attempt) lockOnce(ctx context.Context, mode string, timeout time.Durati
 		}
 		if now = owned(now); sameTables(a.tables, now) {
 			a.tables = now // with the triggers that are there
+			// What follows belongs to the transaction itself: by the gate's xmin its own statements are recognised.
+			if _, err := a.fence.Exec(ctx, "RELEASE SAVEPOINT rehome_lock", pgx.QueryExecModeSimpleProtocol); err != nil {
+				return false, fmt.Errorf("release the savepoint: %w", err)
+			}
 			return false, nil
 		}
 		retry = true
@@ -243,13 +252,17 @@ func (a *Attempt) Marker(ctx context.Context) error {
 	return WriteMarker(ctx, a.second, a.cfg.Attempt, MarkCutover)
 }
 
-// CreateTriggers makes the fence's triggers in the fence's transaction. Nobody but this transaction sees them before the
-// decision.
+// CreateTriggers makes the fence's triggers in the fence's transaction, and the event triggers where permitted. Nobody but
+// this transaction sees them before the decision.
 func (a *Attempt) CreateTriggers(ctx context.Context) error {
 	if err := setLocal(ctx, a.fence, "statement_timeout", time.Until(a.deadline)); err != nil {
 		return err
 	}
-	if err := execScript(ctx, a.fence, closeSQL(a.tables)); err != nil {
+	sql := closeSQL(a.tables)
+	if a.ddl {
+		sql += closeDDLSQL()
+	}
+	if err := execScript(ctx, a.fence, sql); err != nil {
 		return fmt.Errorf("create the fence's triggers: %w", err)
 	}
 	a.triggers = true

@@ -148,7 +148,7 @@ func install(ctx context.Context, conn *pgx.Conn, pass tenant.Secret, role strin
 			statements = append([]string{`CREATE SCHEMA rehome`}, statements...)
 		}
 		if role == roleSource {
-			statements = append(statements, createMarker, createHeartbeat, createTruncated, createNoteTruncation, revokeNoteTruncation)
+			statements = append(statements, createMarker, createHeartbeat, createTruncated, createNoteTruncation, revokeNoteTruncation, createDDLFence, revokeDDLFence)
 		}
 		for _, sql := range append(statements, revokeAll) {
 			if _, err := tx.Exec(ctx, sql); err != nil {

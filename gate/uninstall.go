@@ -76,6 +76,21 @@ func UninstallShard(ctx context.Context, conn *pgx.Conn) error {
 
 // remove drops everything of this package, provided that the gate stays as it was read.
 func remove(ctx context.Context, conn *pgx.Conn, s State) error {
+	// They would refuse that the others are dropped. Where our role may not make any there are none.
+	if stands, err := ddlFenceThere(ctx, conn); err != nil {
+		return err
+	} else if stands {
+		err := inTx(ctx, conn, func(tx pgx.Tx) error {
+			if _, err := holdGate(ctx, tx, s); err != nil {
+				return err
+			}
+			_, err := tx.Exec(ctx, openDDLSQL(), pgx.QueryExecModeSimpleProtocol)
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("drop the event triggers: %w", err)
+		}
+	}
 	if err := dropTriggers(ctx, conn, s); err != nil {
 		return err
 	}
@@ -86,7 +101,7 @@ func remove(ctx context.Context, conn *pgx.Conn, s State) error {
 		}
 		for _, sql := range []string{
 			`DROP TABLE IF EXISTS rehome.marker, rehome.heartbeat, rehome.truncated`, `DROP TABLE rehome.gate`,
-			`DROP FUNCTION IF EXISTS rehome.fence()`, `DROP FUNCTION IF EXISTS rehome.note_truncation()`,
+			`DROP FUNCTION IF EXISTS rehome.fence()`, `DROP FUNCTION IF EXISTS rehome.fence_ddl()`, `DROP FUNCTION IF EXISTS rehome.note_truncation()`,
 		} {
 			if _, err := tx.Exec(ctx, sql); err != nil {
 				return err

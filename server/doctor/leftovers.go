@@ -83,6 +83,9 @@ func (d *Doctor) tidy(ctx context.Context, was *replication) error {
 		return err
 	}
 	return e.AtSource(ctx, func(conn *pgx.Conn) error {
+		if err := gate.SetPass(ctx, conn, d.pass(r.database)); err != nil { // a fence that stays refuses changes of the tables
+			return err
+		}
 		if len(r.toUndo) > 0 {
 			if err := catalog.UndoChanges(ctx, conn, r.toUndo); err != nil {
 				return fmt.Errorf("take back what was changed at the source: %w", err)

@@ -237,6 +237,9 @@ func (r *runner) cleanUp(ctx context.Context, c command) error {
 		return err
 	}
 	err = e.AtSource(ctx, func(conn *pgx.Conn) error {
+		if err := gate.SetPass(ctx, conn, r.s.pass(rec.database)); err != nil { // a fence that stays refuses changes of the tables
+			return err
+		}
 		if err := r.undoChanges(ctx, conn); err != nil {
 			return err
 		}
