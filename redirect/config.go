@@ -9,15 +9,17 @@ import (
 
 // Defaults of a Config.
 const (
-	defaultRefresh      = 5 * time.Second       // NOTIFY tells sooner; this is for a lost one
-	defaultFlush        = 5 * time.Second       // a third of gaugeStale: one flush may fail
-	defaultMaxHeld      = 10000                 // a goroutine and a socket each: about 200 MB
-	defaultMaxHold      = 10 * time.Second      // twice the default of a cutover's longest pause
-	defaultReleaseBatch = 64                    // what an application takes at once without queueing
-	defaultReleaseEvery = 10 * time.Millisecond // 10,000 held requests are released within 1.6 s
-	defaultWriteTimeout = 30 * time.Second      // a reader that takes nothing for that long is gone
-	defaultDialTimeout  = 5 * time.Second       // an upstream is near
-	defaultMaxMessage   = 64 << 20              // bytes of one WebSocket message; it is streamed, not kept
+	defaultRefresh      = 5 * time.Second        // NOTIFY tells sooner; this is for a lost one
+	defaultFlush        = 5 * time.Second        // a third of gaugeStale: one flush may fail
+	defaultMaxHeld      = 10000                  // a goroutine and a socket each: about 200 MB
+	defaultMaxHold      = 10 * time.Second       // twice the default of a cutover's longest pause
+	defaultMaxWait      = 20 * time.Second       // clients and load balancers commonly give up after 30 s
+	defaultDrainHeld    = 300 * time.Millisecond // most of a pause of half a second stays for the cutover
+	defaultReleaseBatch = 64                     // what an application takes at once without queueing
+	defaultReleaseEvery = 10 * time.Millisecond  // 10,000 held requests are released within 1.6 s
+	defaultWriteTimeout = 30 * time.Second       // a reader that takes nothing for that long is gone
+	defaultDialTimeout  = 5 * time.Second        // an upstream is near
+	defaultMaxMessage   = 64 << 20               // bytes of one WebSocket message; it is streamed, not kept
 )
 
 // Config of a gateway. Zero values mean the defaults. Pool and Server are required.
@@ -31,6 +33,8 @@ type Config struct {
 	FlushEvery     time.Duration // statistics are written so often; default 5 s
 	MaxHeld        int           // requests held at once, over all databases; default 10000
 	MaxHold        time.Duration // longest hold; default 10 s
+	MaxWait        time.Duration // longest wait of one request, then 503; default 20 s
+	DrainHeld      time.Duration // a hold waits so long for requests from before it that may write; default 300 ms
 	ReleaseBatch   int           // held requests let go at once; default 64
 	ReleaseEvery   time.Duration // and so long between such batches; default 10 ms
 	WriteTimeout   time.Duration // a client that takes no byte for so long is cut off; default 30 s
@@ -51,7 +55,7 @@ func (c Config) WithDefaults() Config {
 		c.Server = "rehome"
 	}
 	for d, def := range map[*time.Duration]time.Duration{
-		&c.RefreshEvery: defaultRefresh, &c.FlushEvery: defaultFlush, &c.MaxHold: defaultMaxHold,
+		&c.RefreshEvery: defaultRefresh, &c.FlushEvery: defaultFlush, &c.MaxHold: defaultMaxHold, &c.MaxWait: defaultMaxWait, &c.DrainHeld: defaultDrainHeld,
 		&c.ReleaseEvery: defaultReleaseEvery, &c.WriteTimeout: defaultWriteTimeout, &c.DialTimeout: defaultDialTimeout,
 	} {
 		if *d <= 0 {

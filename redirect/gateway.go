@@ -22,7 +22,11 @@ type Gateway struct {
 	cfg       Config
 	routes    atomic.Pointer[table]
 	reloading sync.Mutex
+	loadedAt  time.Time // routes and holds in force are not older; guarded by reloading
+	failedAt  time.Time // they could not be read; guarded by reloading
 	holds     *holds
+	lease     lease
+	acks      *acks
 	sockets   *sockets
 	counts    *counts
 	metrics   *metrics
@@ -35,7 +39,7 @@ type Gateway struct {
 // New makes a gateway. Before Run or Reload it knows no database.
 func New(cfg Config) *Gateway {
 	cfg = cfg.WithDefaults()
-	g := &Gateway{cfg: cfg, holds: newHolds(cfg), sockets: newSockets(), counts: newCounts(cfg)}
+	g := &Gateway{cfg: cfg, holds: newHolds(cfg), acks: newAcks(), sockets: newSockets(), counts: newCounts(cfg)}
 	g.metrics = newMetrics(g)
 	g.transport = newTransport(cfg)
 	g.proxy = g.newProxy()
@@ -46,7 +50,8 @@ func New(cfg Config) *Gateway {
 // counted is written.
 func (g *Gateway) Run(ctx context.Context) error {
 	grp, gctx := errgroup.WithContext(ctx)
-	grp.Go(func() error { return g.watch(gctx) })
+	grp.Go(func() error { return g.watch(gctx, grp) })
+	grp.Go(func() error { return g.keepLease(gctx, grp) })
 	if g.cfg.UsageStats {
 		grp.Go(func() error { return g.flushLoop(gctx) })
 	}
@@ -60,14 +65,6 @@ func (g *Gateway) Run(ctx context.Context) error {
 func (g *Gateway) Drain(ctx context.Context) error {
 	g.sockets.closeAll()
 	return g.sockets.wait(ctx)
-}
-
-// Hold makes new requests of a database wait until release is called or until has come, at most MaxHold from now.
-// WebSockets are told that a move is under way.
-func (g *Gateway) Hold(database string, until time.Time) (release func()) {
-	release = g.holds.add(database, until)
-	g.sockets.announce(database)
-	return release
 }
 
 // ServeHTTP serves /NAME/….
@@ -86,9 +83,11 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	req := &request{name: name, rest: rest, upgrade: isUpgrade(r), seen: g.counts.see(r, name, g.cfg.TrustForwarded)}
-	if !g.hold(w, r, req) {
+	done := g.hold(w, r, req)
+	if done == nil {
 		return
 	}
+	defer done()
 	// Only now: what was true before a hold may have changed in it.
 	rt := g.route(name)
 	now := g.cfg.Now()
@@ -130,28 +129,47 @@ func unknown(w http.ResponseWriter, name string) {
 	refuse(w, http.StatusNotFound, tenant.KindNotFound, "database-unknown", "there is no database "+name+" here", "check the URL; it is https://host/NAME")
 }
 
-// hold waits while the database is held. False: the request has been answered, or its client is gone.
-func (g *Gateway) hold(w http.ResponseWriter, r *http.Request, req *request) bool {
+// hold waits while the database is held. done is nil where the request has been answered, or its client is gone; otherwise
+// it must be called at the request's end.
+func (g *Gateway) hold(w http.ResponseWriter, r *http.Request, req *request) (done func()) {
 	began := time.Now()
-	outcome, left := g.holds.wait(r.Context(), req.name)
-	switch outcome {
-	case notHeld:
-		return true
-	case tooMany:
-		g.metrics.heldRefused.Inc()
-		g.answer(w, r, req, "refused", func(w http.ResponseWriter) {
-			retryAfter(w, left)
-			refuse(w, http.StatusServiceUnavailable, tenant.KindUnavailable, "too-many-held", "the database "+req.name+" is moving and too many requests wait for it", "try again as Retry-After says")
-		})
-		return false
+	outcome, done, waited := g.pass(r.Context(), req.name, mayWrite(r) && !req.upgrade)
+	if waited {
+		g.metrics.heldTime.Observe(time.Since(began).Seconds())
+		g.counts.opened(req.seen, "held", 0)
 	}
-	g.metrics.heldTime.Observe(time.Since(began).Seconds())
-	g.counts.opened(req.seen, "held", 0)
-	if outcome == clientGone || clientLeft(r) {
+	switch outcome {
+	case tooMany, tooLong:
+		g.metrics.heldRefused.Inc()
+		code, detail := "too-many-held", "the database "+req.name+" is moving and too many requests wait for it"
+		if outcome == tooLong {
+			code, detail = "held-too-long", "the database "+req.name+" is moving and it takes longer than a request may wait"
+		}
+		g.answer(w, r, req, "refused", func(w http.ResponseWriter) {
+			retryAfter(w, g.holds.left(req.name))
+			refuse(w, http.StatusServiceUnavailable, tenant.KindUnavailable, code, detail, "try again as Retry-After says")
+		})
+		return nil
+	}
+	if outcome == clientGone || waited && clientLeft(r) {
+		if done != nil {
+			done()
+		}
 		g.metrics.heldDropped.Inc()
 		panic(http.ErrAbortHandler) // nobody is there to answer; the connection is closed
 	}
-	guardHeldBody(r)
+	if waited {
+		guardHeldBody(r)
+	}
+	return done
+}
+
+// mayWrite reports whether a request's method is not one of the safe ones (RFC 9110, 9.2.1).
+func mayWrite(r *http.Request) bool {
+	switch r.Method {
+	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace:
+		return false
+	}
 	return true
 }
 

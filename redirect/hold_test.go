@@ -34,8 +34,8 @@ func TestHoldAndRelease(t *testing.T) {
 	next, reachedNext := counterApp(t)
 	b.database(t, "acme", up)
 	b.database(t, "other", up)
-	release := b.Hold("acme", time.Now().Add(time.Minute))
-	second := b.Hold("acme", time.Now().Add(time.Second))
+	release := b.hold(t, "acme", time.Now().Add(time.Minute))
+	second := b.hold(t, "acme", time.Now().Add(time.Second))
 	var g errgroup.Group
 	const n = 20
 	for i := range n {
@@ -73,7 +73,7 @@ func TestHoldExpires(t *testing.T) {
 	b := setup(t, func(c *Config) { c.Now = nil; c.MaxHold = 200 * time.Millisecond })
 	up, _ := counterApp(t)
 	b.database(t, "acme", up)
-	release := b.Hold("acme", time.Now().Add(time.Hour))
+	release := b.hold(t, "acme", time.Now().Add(time.Hour))
 	defer release()
 	began := time.Now()
 	a := b.do(t, "GET", "/acme/x")
@@ -83,7 +83,7 @@ func TestHoldExpires(t *testing.T) {
 	if a := b.do(t, "GET", "/acme/x"); a.status != 200 { // and is over for all
 		t.Errorf("%+v", a)
 	}
-	again := b.Hold("acme", time.Now().Add(time.Hour)) // a new one holds again
+	again := b.hold(t, "acme", time.Now().Add(time.Hour)) // a new one holds again
 	began = time.Now()
 	_ = b.do(t, "GET", "/acme/x")
 	if took := time.Since(began); took < 150*time.Millisecond {
@@ -96,7 +96,7 @@ func TestTooManyHeld(t *testing.T) {
 	b := setup(t, func(c *Config) { c.Now = nil; c.MaxHeld = 2 })
 	up, _ := counterApp(t)
 	b.database(t, "acme", up)
-	release := b.Hold("acme", time.Now().Add(5*time.Second))
+	release := b.hold(t, "acme", time.Now().Add(5*time.Second))
 	var g errgroup.Group
 	for range 2 {
 		g.Go(func() error { _, err := b.try(t.Context(), "GET", "/acme/x", nil); return err })
@@ -117,7 +117,7 @@ func TestHeldClientThatLeftIsDropped(t *testing.T) {
 	b := setup(t, func(c *Config) { c.Now = nil })
 	up, reached := counterApp(t)
 	b.database(t, "acme", up)
-	release := b.Hold("acme", time.Now().Add(time.Minute))
+	release := b.hold(t, "acme", time.Now().Add(time.Minute))
 	ctx, leave := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() { _, _ = b.try(ctx, "GET", "/acme/x", nil) })
@@ -148,7 +148,7 @@ func TestHeldBodyIsNotRead(t *testing.T) {
 	b := setup(t, func(c *Config) { c.Now = nil })
 	up, _ := counterApp(t)
 	b.database(t, "acme", up)
-	release := b.Hold("acme", time.Now().Add(time.Minute))
+	release := b.hold(t, "acme", time.Now().Add(time.Minute))
 	conn, err := net.Dial("tcp", b.srv.Listener.Addr().String())
 	must(t, err)
 	defer func() { _ = conn.Close() }()

@@ -134,6 +134,17 @@ func (b *bundle) state(t *testing.T, name, state string) {
 	must(t, b.Reload(t.Context()))
 }
 
+// hold holds a database, and fails the test where that is not possible.
+func (b *bundle) hold(t *testing.T, database string, until time.Time) (release func()) {
+	t.Helper()
+	release, culprits, err := b.Hold(t.Context(), database, "attempt", until)
+	must(t, err)
+	if len(culprits) > 0 {
+		t.Errorf("culprits: %s", culprits)
+	}
+	return release
+}
+
 type answer struct {
 	status int
 	header http.Header

@@ -2,12 +2,14 @@ package redirect
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/url"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/rehomedb/rehome/tenant"
 )
@@ -17,6 +19,8 @@ type route struct {
 	name     string
 	state    string // "" where only a redirect is left
 	ready    bool   // false while the database is being created
+	moving   bool   // a replication of it has not ended: it may be held
+	epoch    int64  // of the gate whose decision the upstream follows; 0: none was made
 	upstream *url.URL
 	redirect *Redirect
 	target   *url.URL // of the redirect
@@ -37,22 +41,80 @@ func (r *route) gone(now time.Time) bool {
 
 type table map[string]*route
 
-// load reads all routes.
-func (g *Gateway) load(ctx context.Context) (table, error) {
-	rows, err := g.cfg.Pool.Query(ctx, `SELECT COALESCE(d.name, r.database), COALESCE(d.state, ''), COALESCE(d.kind = 'adopted' OR d.placement_epoch > 0, true),
-			COALESCE(d.upstream_url, ''), r.target_url, r.mode, r.permanent, r.created_at, r.created_by, r.tombstone_until
-		FROM rehome_control.databases d FULL JOIN rehome_control.redirects r ON r.database = d.name`)
-	if err != nil {
-		return nil, fmt.Errorf("read routes: %w", err)
+// routesQuery reads databases and redirects. Where a cutover moves a database, its clients go to source_upstream_url before
+// and to upstream_url after it; a database that is the source of another's replication hands its clients on to that one.
+const routesQuery = `SELECT COALESCE(d.name, r.database), COALESCE(d.state, ''), COALESCE(d.kind = 'adopted' OR d.placement_epoch > 0, true),
+		COALESCE(EXISTS (SELECT FROM rehome_control.replications p WHERE (p.database = d.name OR p.source_database = d.name) AND p.phase NOT IN ('completed', 'cancelled')), false),
+		COALESCE(s.epoch, m.epoch, 0),
+		COALESCE(CASE
+			WHEN m.upstream_url <> '' THEN m.upstream_url
+			WHEN d.source_upstream_url <> '' AND COALESCE(s.side, 'source') = 'source' THEN d.source_upstream_url
+			ELSE d.upstream_url END, ''),
+		r.target_url, r.mode, r.permanent, r.created_at, r.created_by, r.tombstone_until
+	FROM rehome_control.databases d
+	FULL JOIN rehome_control.redirects r ON r.database = d.name
+	LEFT JOIN rehome_control.routes s ON s.database = d.name
+	LEFT JOIN LATERAL (
+		SELECT t.upstream_url, ts.epoch FROM rehome_control.replications p
+		JOIN rehome_control.databases t ON t.name = p.database
+		JOIN rehome_control.routes ts ON ts.database = p.database AND ts.replication = p.id
+		WHERE p.source_database = d.name AND ts.side = 'target'
+		ORDER BY p.created_at DESC LIMIT 1) m ON true`
+
+// liveHold is a hold as the control database has it, by one of the names that clients use.
+type liveHold struct {
+	id, name string
+	until    time.Time // by this process' clock
+}
+
+// untilOf is the end of every database's pause.
+func untilOf(live []liveHold) map[string]time.Time {
+	out := map[string]time.Time{}
+	for _, l := range live {
+		if l.until.After(out[l.name]) {
+			out[l.name] = l.until
+		}
 	}
+	return out
+}
+
+// loadHolds reads the holds. The caller must have looked at the clock before.
+func queueHolds(b *pgx.Batch, asked time.Time, into *[]liveHold) {
+	b.Queue(heldNames + ` SELECT id, name, extract(epoch FROM until - clock_timestamp())::float8 FROM held`).Query(func(rows pgx.Rows) (err error) {
+		*into, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (l liveHold, err error) {
+			var left float64
+			err = row.Scan(&l.id, &l.name, &left)
+			l.until = asked.Add(time.Duration(left * float64(time.Second)))
+			return l, err
+		})
+		return err
+	})
+}
+
+// load reads all routes, and before them, in the same round trip, the holds: a hold that is over has its decision's
+// routes in force.
+func (g *Gateway) load(ctx context.Context) (out table, live []liveHold, err error) {
+	b := &pgx.Batch{}
+	queueHolds(b, time.Now(), &live)
+	b.Queue(routesQuery).Query(func(rows pgx.Rows) (err error) {
+		out, err = g.readRoutes(ctx, rows)
+		return err
+	})
+	if err := g.cfg.Pool.SendBatch(ctx, b).Close(); err != nil {
+		return nil, nil, fmt.Errorf("read routes: %w", err)
+	}
+	return out, live, nil
+}
+
+func (g *Gateway) readRoutes(ctx context.Context, rows pgx.Rows) (table, error) {
 	out := table{}
-	_, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (struct{}, error) {
+	_, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (struct{}, error) {
 		var r route
 		var upstream string
 		var to, mode, by *string
 		var permanent *bool
 		var at, until *time.Time
-		if err := row.Scan(&r.name, &r.state, &r.ready, &upstream, &to, &mode, &permanent, &at, &by, &until); err != nil {
+		if err := row.Scan(&r.name, &r.state, &r.ready, &r.moving, &r.epoch, &upstream, &to, &mode, &permanent, &at, &by, &until); err != nil {
 			return struct{}{}, err
 		}
 		if upstream != "" {
@@ -74,26 +136,88 @@ func (g *Gateway) load(ctx context.Context) (table, error) {
 		out[r.name] = &r
 		return struct{}{}, nil
 	})
-	if err != nil {
-		return nil, fmt.Errorf("read routes: %w", err)
-	}
-	return out, nil
+	return out, err
 }
 
-// Reload reads the routes now and tells WebSockets whose database moved or stopped.
+// Reload reads routes and holds now, lets held requests go whose hold is over, and tells WebSockets whose database moved
+// or stopped.
 func (g *Gateway) Reload(ctx context.Context) error {
+	_, err := g.reload(ctx)
+	return err
+}
+
+func (g *Gateway) reload(ctx context.Context) ([]liveHold, error) {
 	g.reloading.Lock() // or an older reading could replace a newer one
 	defer g.reloading.Unlock()
-	t, err := g.load(ctx)
-	if err != nil {
-		g.metrics.reloadErrors.Inc()
-		return err
-	}
-	g.routes.Store(&t)
-	g.metrics.reloaded.SetToCurrentTime()
-	g.sockets.follow(t, g.cfg)
-	return nil
+	return g.reloadLocked(ctx)
 }
+
+func (g *Gateway) reloadLocked(ctx context.Context) (live []liveHold, err error) {
+	defer func() {
+		if err != nil {
+			g.metrics.reloadErrors.Inc()
+			g.failedAt = time.Now()
+		}
+	}()
+	// First the lease, then the holds: those who begin one afterwards wait for this gateway.
+	var leased time.Time
+	if g.lease.lapsed(time.Now()) != nil {
+		if leased, err = g.renew(ctx); err != nil {
+			return nil, err
+		}
+	}
+	asked := time.Now()
+	t, live, err := g.load(ctx)
+	if err != nil {
+		return nil, err
+	}
+	g.routes.Store(&t) // before any hold ends
+	g.loadedAt = asked
+	g.metrics.reloaded.SetToCurrentTime()
+	for _, name := range g.holds.apply(untilOf(live)) {
+		g.sockets.announce(name)
+	}
+	g.sockets.follow(t, g.cfg)
+	if !leased.IsZero() {
+		g.lease.extend(leased)
+	}
+	return live, nil
+}
+
+// look reads the holds. Routes are read with them if a hold is over.
+func (g *Gateway) look(ctx context.Context) ([]liveHold, error) {
+	g.reloading.Lock()
+	defer g.reloading.Unlock()
+	var live []liveHold
+	b := &pgx.Batch{}
+	queueHolds(b, time.Now(), &live)
+	if err := g.cfg.Pool.SendBatch(ctx, b).Close(); err != nil {
+		return nil, fmt.Errorf("read holds: %w", err)
+	}
+	if until := untilOf(live); !g.holds.ends(until) {
+		for _, name := range g.holds.apply(until) {
+			g.sockets.announce(name)
+		}
+		return live, nil
+	}
+	return g.reloadLocked(ctx)
+}
+
+// freshen makes sure that routes and holds are not older than since. One request asks for all that wait.
+func (g *Gateway) freshen(ctx context.Context, since time.Time) error {
+	g.reloading.Lock()
+	defer g.reloading.Unlock()
+	if g.loadedAt.After(since) {
+		return nil
+	}
+	if time.Since(g.failedAt) < freshenAgain {
+		return errNotFresh
+	}
+	_, err := g.reloadLocked(ctx)
+	return err
+}
+
+var errNotFresh = errors.New("the control database did not answer just now")
 
 func (g *Gateway) route(name string) *route {
 	if t := g.routes.Load(); t != nil {
@@ -103,9 +227,9 @@ func (g *Gateway) route(name string) *route {
 }
 
 // watch keeps the routes fresh until ctx ends: by NOTIFY, and at least every RefreshEvery.
-func (g *Gateway) watch(ctx context.Context) error {
+func (g *Gateway) watch(ctx context.Context, grp *errgroup.Group) error {
 	for ctx.Err() == nil {
-		if err := g.listen(ctx); err != nil && ctx.Err() == nil {
+		if err := g.listen(ctx, grp); err != nil && ctx.Err() == nil {
 			g.cfg.Logger.WarnContext(ctx, "routes cannot be read, the last ones stay in force", "error", err)
 			wait(ctx, g.cfg.RefreshEvery/2+rand.N(g.cfg.RefreshEvery)) //nolint:gosec // jitter needs no secrecy
 		}
@@ -114,7 +238,7 @@ func (g *Gateway) watch(ctx context.Context) error {
 }
 
 // listen holds one session that listens, until it breaks.
-func (g *Gateway) listen(ctx context.Context) error {
+func (g *Gateway) listen(ctx context.Context, grp *errgroup.Group) error {
 	acquired, err := g.cfg.Pool.Acquire(ctx)
 	if err != nil {
 		return fmt.Errorf("listen for routes: %w", err)
@@ -125,22 +249,35 @@ func (g *Gateway) listen(ctx context.Context) error {
 		defer cancel()
 		_ = conn.Close(cctx)
 	}()
-	if _, err := conn.Exec(ctx, "LISTEN "+pgx.Identifier{RoutesChannel}.Sanitize()); err != nil {
-		return fmt.Errorf("listen for routes: %w", err)
+	for _, channel := range []string{RoutesChannel, HoldsChannel, acksChannel} {
+		if _, err := conn.Exec(ctx, "LISTEN "+pgx.Identifier{channel}.Sanitize()); err != nil {
+			return fmt.Errorf("listen for routes: %w", err)
+		}
 	}
+	read := g.reload // first: what came before LISTEN
 	for {
-		if err := g.Reload(ctx); err != nil { // first: what came before LISTEN
-			return err
+		if read != nil {
+			live, err := read(ctx)
+			if err != nil {
+				return err
+			}
+			g.acknowledge(ctx, grp, live)
 		}
 		wctx, cancel := context.WithTimeout(ctx, g.cfg.RefreshEvery)
-		_, err := conn.WaitForNotification(wctx)
+		n, err := conn.WaitForNotification(wctx)
 		timeout := wctx.Err() != nil
 		cancel()
-		if ctx.Err() != nil {
+		read = g.reload
+		switch {
+		case ctx.Err() != nil:
 			return nil
-		}
-		if err != nil && !timeout {
+		case err != nil && !timeout:
 			return fmt.Errorf("listen for routes: %w", err)
+		case err == nil && n.Channel == HoldsChannel:
+			read = g.look
+		case err == nil && n.Channel == acksChannel:
+			read = nil
+			g.acks.tell(n.Payload)
 		}
 	}
 }

@@ -144,7 +144,7 @@ func TestWebSocketIsToldAndClosed(t *testing.T) {
 	c, _, err := b.dial(t, "/acme/live", nil)
 	must(t, err)
 	_ = c.read()
-	release := b.Hold("acme", time.Now().Add(time.Minute))
+	release := b.hold(t, "acme", time.Now().Add(time.Minute))
 	if n := c.notice(); n.Type != "moving" {
 		t.Errorf("%+v", n)
 	}

@@ -59,18 +59,17 @@ func (r *run) complete(ctx context.Context, state gate.State) (Report, error) {
 	if saved != nil {
 		r.log.Warn("write the decision down", "error", saved)
 	}
+	// First of all that is left: held clients wait for it.
+	if err := r.step("switch", func() error { return r.c.switchClients(ctx, r.job, state, r.at.ID) }); err != nil {
+		r.closeSessions(ctx)
+		return r.rec.Report, followUpError(err)
+	}
 	if err := r.mark(ctx, StepFollowed, func() error { return nil }); err != nil {
 		if crashed(err) {
 			return r.die(err)
 		}
 		r.log.Warn("write the opening down", "error", err)
 	}
-	if g := r.c.cfg.Gateways; g != nil {
-		if err := g.Reload(ctx); err != nil {
-			r.log.Warn("make the gateways read their routes", "error", err) // they do so by themselves before long
-		}
-	}
-	r.letGo()
 	r.closeSessions(ctx)
 	if err := r.c.certify(ctx, r.job, r.rec, state); err != nil {
 		return r.rec.Report, followUpError(err)

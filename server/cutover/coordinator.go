@@ -23,12 +23,15 @@ type Stream interface {
 	Progress() tenant.Progress
 }
 
-// Gateways hold and switch the clients' connections.
+// Gateways hold and switch the clients' connections, in all servers of the installation.
 type Gateways interface {
-	// Hold keeps new work of a database waiting until release is called, or the time comes.
-	Hold(database string, until time.Time) (release func())
-	// Reload makes the gateways read their routes anew.
-	Reload(ctx context.Context) error
+	// Hold keeps new work of a database waiting until release is called, or the time comes. It returns when every gateway
+	// that lives has acknowledged that; culprits are those that were waited for in vain, or still have work from before.
+	// With an error nothing is held.
+	Hold(ctx context.Context, database, attempt string, until time.Time) (release func(), culprits []string, err error)
+	// Switch records which side the clients of a database go to since an epoch of its replication's gate, and ends the
+	// holds of the attempts that are over: their work goes on there. Older epochs than the recorded one change no route.
+	Switch(ctx context.Context, database, replication string, epoch int64, target bool, attempts ...string) error
 }
 
 // Config is what a coordinator is made of. All but Gateways, Now and Crash is required.

@@ -47,7 +47,10 @@ func (c *Coordinator) ResolveAndFollow(ctx context.Context, job Job) (Resolution
 		if res.Foreign, err = c.foreign(ctx, job, res.State); err != nil || !res.Decided() {
 			return res, err
 		}
-		return res, c.followAll(ctx, job, res.State)
+		if err := c.followAll(ctx, job, res.State); err != nil {
+			return res, err
+		}
+		return res, c.switchClients(ctx, job, res.State)
 	}
 	for _, rec := range recs {
 		res.State, err = gate.Resolve(ctx, job.Source, rec.Epoch)
@@ -68,6 +71,15 @@ func (c *Coordinator) ResolveAndFollow(ctx context.Context, job Job) (Resolution
 		return res, followUpError(err)
 	}
 	opened := c.cfg.Now()
+	if !res.Foreign {
+		attempts := make([]string, 0, len(recs))
+		for _, rec := range recs {
+			attempts = append(attempts, rec.Attempt)
+		}
+		if err := c.switchClients(ctx, job, res.State, attempts...); err != nil {
+			return res, followUpError(err)
+		}
+	}
 	for _, rec := range recs {
 		if decidedBy(res.State, rec.Attempt, rec.Epoch) {
 			rec.Outcome = OutcomeTarget
@@ -96,11 +108,6 @@ func (c *Coordinator) ResolveAndFollow(ctx context.Context, job Job) (Resolution
 		}
 		c.cfg.Logger.Info("resolved an unfinished cutover", "replication", job.Replication, "attempt", rec.Attempt, "outcome", rec.Outcome, "gate_epoch", res.State.Epoch)
 		res.Resolved = append(res.Resolved, rec.Report)
-	}
-	if g := c.cfg.Gateways; g != nil {
-		if err := g.Reload(ctx); err != nil {
-			c.cfg.Logger.Warn("make the gateways read their routes", "error", err) // they do so by themselves before long
-		}
 	}
 	return res, nil
 }

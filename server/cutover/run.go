@@ -155,10 +155,7 @@ func (r *run) attempt(ctx context.Context) error {
 		fn   func() error
 	}{
 		{StepHold, func() error {
-			if g := r.c.cfg.Gateways; g != nil {
-				r.release = g.Hold(r.job.Database, until.Add(holdGrace))
-			}
-			return nil
+			return r.hold(bound, until.Add(holdGrace))
 		}},
 		{StepFence, func() error { return r.gate.Fence(cut, r.deadline) }},
 		{StepMarker, func() error { return r.gate.Marker(cut) }},
@@ -340,18 +337,10 @@ func (r *run) failure(cause error) error {
 	if n := len(r.rec.Culprits); n > 0 {
 		e.Hint = "in the way: " + strings.Join(r.rec.Culprits, "; ")
 		for _, c := range r.rec.Culprits {
-			e.Findings = append(e.Findings, tenant.Finding{Severity: tenant.Warning, Code: "in-the-way", Object: "source", Message: c, Remedy: "let it end, or end it: SELECT pg_terminate_backend(pid)"})
+			e.Findings = append(e.Findings, culprit(c))
 		}
 	}
 	return e
-}
-
-// letGo lets held work go on.
-func (r *run) letGo() {
-	if r.release != nil {
-		r.release()
-		r.release = nil
-	}
 }
 
 func (r *run) closeSessions(ctx context.Context) {

@@ -144,24 +144,36 @@ func (w testWriter) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// holder is a gateway that remembers whether it holds.
+// holder is a gateway that remembers what it holds and where it sends clients.
 type holder struct {
-	mu      sync.Mutex
-	holds   int
-	reloads int
+	mu    sync.Mutex
+	holds map[string]bool // by attempt
+	epoch int64
+	side  string
 }
 
-func (h *holder) Hold(string, time.Time) func() {
+func (h *holder) Hold(_ context.Context, _, attempt string, _ time.Time) (func(), []string, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.holds++
-	return func() { h.mu.Lock(); h.holds--; h.mu.Unlock() }
+	if h.holds == nil {
+		h.holds = map[string]bool{}
+	}
+	h.holds[attempt] = true
+	return func() { h.mu.Lock(); delete(h.holds, attempt); h.mu.Unlock() }, nil, nil
 }
 
-func (h *holder) Reload(context.Context) error {
+func (h *holder) Switch(_ context.Context, _, _ string, epoch int64, target bool, attempts ...string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.reloads++
+	if epoch > h.epoch {
+		h.epoch, h.side = epoch, "source"
+		if target {
+			h.side = "target"
+		}
+	}
+	for _, a := range attempts {
+		delete(h.holds, a)
+	}
 	return nil
 }
 

@@ -138,8 +138,11 @@ func (w *world) serve(server string) (stop func()) {
 
 type noGateways struct{}
 
-func (noGateways) Hold(string, time.Time) func() { return func() {} }
-func (noGateways) Reload(context.Context) error  { return nil }
+func (noGateways) Hold(context.Context, string, string, time.Time) (func(), []string, error) {
+	return func() {}, nil, nil
+}
+
+func (noGateways) Switch(context.Context, string, string, int64, bool, ...string) error { return nil }
 
 // ask records a command and returns its id.
 func (w *world) ask(kind string, args api.CommandArgs) string {
