@@ -18,7 +18,7 @@ const (
 
 // UninstallSource drops what InstallSource made. The publication and the slot must be gone. Where the gate says that the
 // data has moved, gate and fence stay, so that the old side never accepts a write again, unless dropFence asks for that;
-// marker and heartbeat go in any case. While another replication publishes from this source nothing goes: there is one
+// marker, heartbeat and notes of truncations go in any case. While another replication publishes from this source nothing goes: there is one
 // gate for all of them, and the last one takes it along. Otherwise everything goes: triggers, tables, function, and schema rehome if it
 // was made here and nothing else is in it. It may be repeated; it waits for an attempt that holds the gate.
 func UninstallSource(ctx context.Context, conn *pgx.Conn, dropFence bool) error {
@@ -127,8 +127,12 @@ SELECT NOT EXISTS (SELECT FROM pg_catalog.pg_depend WHERE refclassid = 'pg_catal
                    AND refobjid = 'rehome'::regnamespace AND deptype = 'n')`
 
 func dropTables(ctx context.Context, conn *pgx.Conn) error {
-	_, err := conn.Exec(ctx, `DROP TABLE IF EXISTS rehome.marker, rehome.heartbeat, rehome.truncated`)
-	return err
+	for _, sql := range []string{`DROP TABLE IF EXISTS rehome.marker, rehome.heartbeat, rehome.truncated`, `DROP FUNCTION IF EXISTS rehome.note_truncation()`} {
+		if _, err := conn.Exec(ctx, sql); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // holdGate locks the gate's row and refuses if it is not what it was: whoever held the row may have decided, and then
