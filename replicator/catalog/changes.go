@@ -60,6 +60,12 @@ func UndoChanges(ctx context.Context, conn *pgx.Conn, changes []tenant.SourceCha
 	})
 }
 
+// Carried picks the changes whose effect goes to the shards with the schema: identities, indexes and constraints do,
+// triggers of ours do not.
+func Carried(changes []tenant.SourceChange) []tenant.SourceChange {
+	return slices.DeleteFunc(slices.Clone(changes), func(c tenant.SourceChange) bool { return c.Undo == "" || strings.Contains(c.Undo, "DROP TRIGGER") })
+}
+
 func withLockTimeout(ctx context.Context, conn *pgx.Conn, do func() error) error {
 	set := fmt.Sprintf("SET lock_timeout = %d; SET statement_timeout = 0", changeLockTimeout.Milliseconds())
 	if err := run(ctx, conn, set); err != nil {

@@ -236,6 +236,12 @@ func (r *runner) cleanUp(ctx context.Context, c command) error {
 	if err := r.journal.held(ctx); err != nil {
 		return err
 	}
+	if c.Kind == api.CommandComplete {
+		// Before the source's: those are then done with, and a repetition would not find them.
+		if err := r.undoAtShards(ctx, e); err != nil {
+			return err
+		}
+	}
 	err = e.AtSource(ctx, func(conn *pgx.Conn) error {
 		if err := gate.SetPass(ctx, conn, r.s.pass(rec.database)); err != nil { // a fence that stays refuses changes of the tables
 			return err
@@ -269,15 +275,7 @@ func (r *runner) cleanUp(ctx context.Context, c command) error {
 }
 
 func (r *runner) undoChanges(ctx context.Context, conn *pgx.Conn) error {
-	rows, err := r.s.cfg.Pool.Query(ctx, `SELECT ordinal, object, description, do_sql, undo_sql FROM rehome_control.source_changes
-		WHERE replication = $1 AND undone_at IS NULL ORDER BY ordinal`, r.id)
-	if err != nil {
-		return err
-	}
-	changes, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (c tenant.SourceChange, err error) {
-		err = row.Scan(&c.Ordinal, &c.Object, &c.Description, &c.Do, &c.Undo)
-		return c, err
-	})
+	changes, err := r.openChanges(ctx)
 	if err != nil || len(changes) == 0 {
 		return err
 	}

@@ -278,9 +278,9 @@ func (l *leftovers) fenceOnly() {
 	now := l.take(l.sourceDSN)
 	for _, line := range now.Minus(l.source) {
 		section, _, _ := strings.Cut(line, " ")
-		fence := strings.Contains(line, "rehome.gate") || strings.Contains(line, "rehome.fence()") || strings.Contains(line, "rehome_fence") ||
+		fence := strings.Contains(line, "rehome.gate") || strings.Contains(line, "rehome.fence()") || strings.Contains(line, "rehome_fence") || strings.Contains(line, "rehome.fence_ddl()") ||
 			section == "schema" && strings.HasPrefix(line, `schema ["rehome",`) || section == "object" && strings.Contains(line, "(schema,rehome)") ||
-			section == "sequence" || section == "function" && strings.Contains(line, "FUNCTION rehome.fence()")
+			section == "sequence"
 		if !fence {
 			l.t.Errorf("left beside the fence: %s", line)
 		}
