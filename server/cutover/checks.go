@@ -49,7 +49,7 @@ func (r *run) checkSource(ctx context.Context, f *findings) error {
 	if err := checkActivity(ctx, conn, f); err != nil {
 		return err
 	}
-	return checkWayBack(ctx, conn, f)
+	return r.wayBack(f).source(ctx, conn)
 }
 
 func (j Job) catalogueSequences() []string {
@@ -149,31 +149,6 @@ func checkActivity(ctx context.Context, conn *pgx.Conn, f *findings) error {
 	}
 	if len(clients) > 0 {
 		f.add(tenant.Notice, "direct-clients", "source", "they get the fence's error with the new URL after the cutover", "connected to the source bypassing the gateway: %s", strings.Join(clients, "; "))
-	}
-	return nil
-}
-
-// checkWayBack: writes can be carried back only where foreign keys and user triggers can be kept quiet meanwhile.
-func checkWayBack(ctx context.Context, conn *pgx.Conn, f *findings) error {
-	var needed bool
-	if err := conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
-		WHERE n.nspname NOT LIKE 'pg\_%' AND n.nspname NOT IN ('information_schema', 'rehome', 'rehome_control') AND t.tgname NOT LIKE 'rehome\_fence%')`).Scan(&needed); err != nil {
-		return fmt.Errorf("look for triggers: %w", err)
-	}
-	if !needed {
-		return nil
-	}
-	tx, err := conn.Begin(ctx)
-	if err != nil {
-		return fmt.Errorf("try the replica role: %w", err)
-	}
-	_, refused := tx.Exec(ctx, `SET LOCAL session_replication_role = replica`)
-	if err := tx.Rollback(ctx); err != nil {
-		return fmt.Errorf("try the replica role: %w", err)
-	}
-	if refused != nil {
-		f.add(tenant.Blocking, "no-way-back", "source", "GRANT SET ON PARAMETER session_replication_role TO our role (from version 15 on), or accept it: --no-way-back",
-			"the source has foreign keys or triggers, and our role may not set session_replication_role: writes cannot be carried back to it")
 	}
 	return nil
 }

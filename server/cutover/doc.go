@@ -12,6 +12,12 @@
 // FOLLOW what the gate says, write outcome and certificate. Steps before the decision leave nothing behind that would have
 // to be undone but a row; steps after it are idempotent.
 //
+// # The way back
+//
+// The replication from the shards to the source is made before the pause. What it needs is looked for in the preflight: what
+// makes it impossible refuses (findings no-way-back and no-way-back-…, which --no-way-back waves through), what endangers
+// it is said (way-back-…). Before a rollback the schemas of both sides are compared (checkCatalogues).
+//
 // # Invariants
 //
 //   - The intent is durable before the gate is touched.

@@ -68,6 +68,7 @@ func (r *run) preflight(ctx context.Context) error {
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return r.checkSource(gctx, f) })
+	g.Go(func() error { return r.wayBack(f).shards(gctx) })
 	tops := make([]int64, len(r.job.Shards))
 	for i, s := range r.job.Shards {
 		g.Go(func() error {
@@ -82,9 +83,12 @@ func (r *run) preflight(ctx context.Context) error {
 	r.shardTop = slices.Max(append(tops, 0))
 	for i := range f.list {
 		// Only these may be waved through; the others would make the cutover fail or lose something.
-		if f.list[i].Code == "fsync-off" || f.list[i].Code == "no-way-back" {
+		if code := f.list[i].Code; code == "fsync-off" || wayBackFamily(code) {
 			f.list[i].Acceptable = true
-			f.list[i].Accepted = slices.Contains(r.job.Accept, f.list[i].ID()) || f.list[i].Code == "no-way-back" && r.at.NoWayBack
+			named := slices.Contains(r.job.Accept, f.list[i].ID())
+			f.list[i].Accepted = named || wayBackFamily(code) && r.at.NoWayBack
+			// Whoever accepted by name what makes a way back impossible gets none, as with --no-way-back.
+			r.at.NoWayBack = r.at.NoWayBack || named && wayBackFamily(code) && code != noWayBackTrigger
 		}
 	}
 	slices.SortStableFunc(f.list, func(a, b tenant.Finding) int {
