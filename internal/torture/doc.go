@@ -6,6 +6,9 @@
 //	Workload   ──▶ source ──(servers, through Network)──▶ shards
 //	Compare    ──▶ source and shards, directly: every row, once, where it belongs; every acknowledged transaction
 //
+//	Witness    ──▶ source and every shard, directly, all the time: one side at a time accepts, nothing acknowledged is lost
+//	Relay      ──▶ one message of one session comes late, never, or is not answered
+//
 // The processes themselves are started and killed by the tests of internal/e2e.
 //
 // # What a seed reproduces
