@@ -80,13 +80,13 @@ func TestLanesDoNotWaitInACircle(t *testing.T) {
 	r.waitPhase(tenant.InSync)
 	realm := [2]string{r.realmOf(0), r.realmOf(1)}
 	exec(t, r.srcDB, `INSERT INTO items SELECT $1, g, 0, repeat('x', 9000) FROM generate_series(1001, 1010) g`, realm[0])
-	const many = 35000 // more than an inbox and a group hold together
+	const many, wide = 6000, 2400 // rows and bytes each: more than an inbox and a group hold together
 	for to := 1; to >= 0; to-- {
 		tx, err := r.srcDB.Begin(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, s := range []string{`UPDATE items SET realm_id = $1 WHERE id BETWEEN 1001 AND 1005`, fmt.Sprintf(`INSERT INTO items SELECT $1, g FROM generate_series(%d, %d) g`, 100000*(to+1), 100000*(to+1)+many)} {
+		for _, s := range []string{`UPDATE items SET realm_id = $1 WHERE id BETWEEN 1001 AND 1005`, fmt.Sprintf(`INSERT INTO items SELECT $1, g, 0, repeat('w', %d) FROM generate_series(%d, %d) g`, wide, 100000*(to+1), 100000*(to+1)+many)} {
 			if _, err := tx.Exec(t.Context(), s, realm[to]); err != nil {
 				t.Fatal(err)
 			}
@@ -97,9 +97,9 @@ func TestLanesDoNotWaitInACircle(t *testing.T) {
 	}
 	// Both ways in one transaction, many rows between.
 	exec(t, r.srcDB, fmt.Sprintf(`BEGIN;
-		UPDATE items SET realm_id = '%[2]s' WHERE id = 1001; INSERT INTO items SELECT '%[2]s', g FROM generate_series(300000, 320000) g;
-		UPDATE items SET realm_id = '%[1]s' WHERE id = 1001; INSERT INTO items SELECT '%[1]s', g FROM generate_series(400000, 420000) g;
-		UPDATE items SET realm_id = '%[2]s' WHERE id BETWEEN 1001 AND 1010; DELETE FROM items WHERE id >= 100000; COMMIT`, realm[0], realm[1]))
+		UPDATE items SET realm_id = '%[2]s' WHERE id = 1001; INSERT INTO items SELECT '%[2]s', g, 0, repeat('w', %[3]d) FROM generate_series(300000, 303000) g;
+		UPDATE items SET realm_id = '%[1]s' WHERE id = 1001; INSERT INTO items SELECT '%[1]s', g, 0, repeat('w', %[3]d) FROM generate_series(400000, 403000) g;
+		UPDATE items SET realm_id = '%[2]s' WHERE id BETWEEN 1001 AND 1010; DELETE FROM items WHERE id >= 100000; COMMIT`, realm[0], realm[1], wide))
 	exec(t, r.srcDB, `INSERT INTO items VALUES ($1, 1), ($2, 1)`, realm[0], realm[1])
 	eventually(t, "the last rows arrive", func() bool { return r.total(`SELECT count(*) FROM items WHERE id = 1 AND realm_id LIKE 'realm%'`) == 2 })
 	r.verifyClean(e)
