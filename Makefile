@@ -9,7 +9,8 @@ TOOL := go tool -modfile=tools/go.mod
 
 # Further arguments: make demo ARGS="--shards 3", make test PKG=./shard/...
 ARGS ?=
-PKG ?= ./...
+# The longest package first: the others run beside it.
+PKG ?= ./replicator ./...
 # Postgres clusters of several packages run at once; more than this many would wait for each other on a small machine.
 TEST_PARALLEL ?= 3
 # One package's tests; all of them together stay below it on two cores.
