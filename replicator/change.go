@@ -47,6 +47,7 @@ const (
 	heartbeatTable
 	ddlTable
 	truncatedTable
+	progressTable
 	undescribed // not in the catalogue: a partition, whose rows come as its root's
 )
 
@@ -87,6 +88,13 @@ type group struct {
 	marker  string     // attempt of a cutover's marker: commit durably and say so
 	barrier *barrier   // nothing to apply: open a snapshot here
 	ddl     bool       // the schema changes: alone, and strictly in order
+	parts   []part     // its transactions, where they are more than one
+}
+
+// part is a whole transaction within a group.
+type part struct {
+	changes int // how many of the group's are its own and of those before it
+	end     tenant.LSN
 }
 
 // arena hands out memory for values in large pieces. What it hands out is never moved.

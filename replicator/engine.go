@@ -83,6 +83,8 @@ type Config struct {
 	Throttle tenant.Throttle
 	// SlotPatience bounds the wait for the transactions that are in the way of a slot's creation; 0: the default.
 	SlotPatience time.Duration
+
+	back *backSide // set: the engine carries a shard's writes back to the source, see Back
 }
 
 // defaultHeartbeat keeps an idle slot from holding back more than seconds of the other databases' WAL.
@@ -138,7 +140,7 @@ func New(cfg Config) (*Engine, error) {
 		cfg: cfg, router: r, log: cfg.Logger.With("replication", cfg.Replication), state: cfg.State, origin: cfg.Origin,
 		copied: map[uint32]copied{}, markers: map[string]*marker{}, throttle: newThrottle(cfg.Throttle, cfg.Options.CopyJobs),
 	}
-	e.src = &direct{dsn: cfg.Source, replication: cfg.Replication, slot: slot, publication: cfg.Publication, blocked: e.stats.setBlocked, patience: cfg.SlotPatience}
+	e.src = &direct{label: cfg.label(), dsn: cfg.Source, replication: cfg.Replication, slot: slot, publication: cfg.Publication, blocked: e.stats.setBlocked, patience: cfg.SlotPatience}
 	if cfg.Origin != nil {
 		e.cat = cfg.Origin.Catalogue
 	}
@@ -231,6 +233,9 @@ func (e *Engine) SetState(s tenant.State) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.state = s
+	if s.Phase == tenant.RollingBack || s.Phase == tenant.RolledBack {
+		e.closed = false // what was decided before is being taken back
+	}
 }
 
 // CloseSource says that the decision was for the target (or, with false, that it was not): rows that still arrive from
@@ -244,7 +249,8 @@ func (e *Engine) CloseSource(closed bool) {
 func (e *Engine) sourceClosed() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.closed || e.state.Phase == tenant.CutOver
+	// From a rollback on the stream applies again what is not its own: until the decision nobody can write there.
+	return e.state.Phase == tenant.CutOver || e.closed
 }
 
 // Catalogue is what is replicated; nil before it was described.

@@ -115,7 +115,11 @@ func (b *inbox) commit(end tenant.LSN, marker string) {
 	b.partial = false
 	if last := b.last(); last != nil && last.marker == "" && marker == "" && last.barrier == nil && !last.ddl && !g.ddl &&
 		len(last.changes)+len(g.changes) <= b.groupRows && last.bytes+g.bytes <= groupBytes {
+		if last.parts == nil {
+			last.parts = []part{{len(last.changes), last.end}}
+		}
 		last.changes = append(last.changes, g.changes...)
+		last.parts = append(last.parts, part{len(last.changes), end})
 		last.bytes += g.bytes
 		last.txns++
 		last.end = end

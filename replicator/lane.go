@@ -30,6 +30,7 @@ type lane struct {
 	epoch       int64
 	pass        string
 	in          *inbox
+	back        *backSide // set: it writes to the source, see Back
 	onMarker    func(shard, attempt string, pos tenant.ShardPosition)
 	onDurable   func()
 
@@ -84,13 +85,22 @@ func errAbsent(shard string, c *change) error {
 
 // open connects and takes the shard over.
 func (l *lane) open(ctx context.Context) error {
-	conn, err := connect(ctx, l.shard.DSN, laneName(l.replication), map[string]string{
+	settings := map[string]string{
 		"session_replication_role": "replica",
 		"synchronous_commit":       "off", // acknowledged only when flushed, see durable
 		"rehome.pass":              l.pass,
 		"lock_timeout":             "30s", // a forgotten session at the shard must show as an error, not as silence
 		"jit":                      "off",
-	})
+	}
+	if l.back != nil {
+		delete(settings, "session_replication_role") // it is not permitted everywhere, see asReplica
+	}
+	conn, err := connect(ctx, l.shard.DSN, laneName(l.replication), settings)
+	if err == nil && l.back != nil {
+		if err = asReplica(ctx, conn); err != nil {
+			closeSoon(conn)
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("shard %s: %w", l.shard.Name, err)
 	}
@@ -103,8 +113,12 @@ func (l *lane) open(ctx context.Context) error {
 		return fmt.Errorf("shard %s: %w", l.shard.Name, err)
 	}
 	l.conn, l.pos, l.prepared = conn, pos, map[string]string{}
-	l.gifts, l.keptCarry = newAllowance(), 1 // what a former worker kept is not known
-	if err := l.loadMended(ctx); err != nil {
+	l.gifts = newAllowance()
+	if l.back == nil {
+		l.keptCarry = 1 // what a former worker kept is not known
+		err = l.loadMended(ctx)
+	}
+	if err != nil {
 		l.close()
 		return fmt.Errorf("shard %s: read what was mended: %w", l.shard.Name, err)
 	}
@@ -195,6 +209,14 @@ func (l *lane) apply(ctx context.Context, g *group) error {
 		l.current = time.Time{}
 		l.mu.Unlock()
 	}()
+	err := l.applyGroup(ctx, g)
+	if l.back != nil && l.back.several && l.meets(err) {
+		return l.applyAfterOthers(ctx, g, err)
+	}
+	return err
+}
+
+func (l *lane) applyGroup(ctx context.Context, g *group) error {
 	if g.open || g.ordered || g.ddl || len(g.changes) < minSet {
 		return l.applyOnce(ctx, g, false)
 	}
@@ -202,6 +224,14 @@ func (l *lane) apply(ctx context.Context, g *group) error {
 	if err == nil || ctx.Err() != nil || l.conn.IsClosed() || IsRetryable(err) || errors.Is(err, ErrFenced) {
 		return err
 	}
+	if err := l.rollback(ctx); err != nil {
+		return err
+	}
+	return l.applyOnce(ctx, g, false)
+}
+
+// rollback takes back a group that failed, so that it can be tried again on the same session.
+func (l *lane) rollback(ctx context.Context) error {
 	if _, err := l.conn.Exec(ctx, "ROLLBACK"); err != nil {
 		return asLost(l.conn.PgConn(), err)
 	}
@@ -210,7 +240,7 @@ func (l *lane) apply(ctx context.Context, g *group) error {
 		return asLost(l.conn.PgConn(), err)
 	}
 	clear(l.prepared)
-	return l.applyOnce(ctx, g, false)
+	return nil
 }
 
 // applyOnce runs a group, and the pieces that follow while its last transaction is open, as one target transaction.

@@ -80,6 +80,9 @@ func (e *Engine) shapeAt(ctx context.Context, sh Shard) (*ddl.Shape, error) {
 // buildLater builds what waits, if every shard has all that was committed before the largest watermark; else it takes note
 // of the position to wait for. The lanes are open and stand still.
 func (e *Engine) buildLater(ctx context.Context, lanes []*lane) error {
+	if e.cfg.back != nil {
+		return nil // nothing was copied
+	}
 	waiting := 0
 	for _, l := range lanes {
 		n, err := schema.Later(ctx, l.conn, e.cfg.Replication)

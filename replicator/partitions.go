@@ -38,8 +38,13 @@ func (s *stream) partitionTruncated(ctx context.Context, note *relation, row pgo
 	case s.watching:
 		s.foreign = partition.String()
 		return nil
+	case s.elsewhere(ctx, rel.table):
+		return nil
 	}
 	t := &truncation{rels: []*relation{rel}, partition: &partition, where: rel.truncatedPart(s.commit)}
+	if b := s.e.cfg.back; b != nil {
+		t.where = b.ownedRows(rel.table, partition.Quoted())
+	}
 	for i := range s.lanes {
 		if err := s.add(ctx, i, change{op: opTruncate, rel: rel, truncate: t}); err != nil {
 			return err

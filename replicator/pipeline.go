@@ -201,6 +201,9 @@ func (r *pipelineRun) explain(w expected, err error) error {
 	if w.change.op == opDDL {
 		return ddlFailed(r.l.shard.Name, w.change.ddl, pe)
 	}
+	if b := r.l.back; b != nil && b.several && (pe.Code == "23505" || pe.Code == "23P01") {
+		return &conflictError{row: w.change.rel.name.String() + " (" + w.change.rel.keyText(w.change) + ")", err: pe}
+	}
 	if pe.Code[:2] == "23" {
 		return errDivergence(r.l.shard.Name, w.change, "cannot be written: "+pe.Message)
 	}

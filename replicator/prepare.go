@@ -79,7 +79,11 @@ func (e *Engine) prepare(ctx context.Context) error {
 	if err := e.stillOwned(ctx); err != nil {
 		return err
 	}
-	if err := e.src.publish(ctx, cat, follow); err != nil {
+	own := []string{`rehome.marker`, `rehome.heartbeat`, `rehome.truncated`}
+	if follow {
+		own = append(own, `rehome.ddl`)
+	}
+	if err := e.src.publish(ctx, cat, own...); err != nil {
 		return err
 	}
 	if err := e.stillOwned(ctx); err != nil {
@@ -390,6 +394,9 @@ func (e *Engine) checkOrigin(ctx context.Context) error {
 	e.mu.Lock()
 	origin := e.origin
 	e.mu.Unlock()
+	if e.cfg.back != nil {
+		return e.checkShard(ctx)
+	}
 	again := "cancel the replication and start it again"
 	if origin == nil || origin.Catalogue == nil {
 		return stop("no-origin", again, "nothing is recorded of the source that this replication began with")

@@ -35,6 +35,8 @@ func (e *Engine) relate(ctx context.Context, commit tenant.LSN, m pgoutput.Relat
 			rel.special = ddlTable
 		case "truncated":
 			rel.special = truncatedTable
+		case "progress":
+			rel.special = progressTable
 		}
 		for _, c := range m.Columns {
 			rel.columns = append(rel.columns, catalog.Column{Name: c.Name})
@@ -122,6 +124,9 @@ func (s *stream) renameTypes(cat *catalog.Catalogue) {
 // shard has just the columns that the stream has.
 func (e *Engine) reshaped(ctx context.Context, old *catalog.Table, m pgoutput.Relation) (*catalog.Table, error) {
 	name := tenant.TableName{Schema: m.Namespace, Name: m.Name}
+	if e.cfg.back != nil {
+		return nil, backReshaped(name)
+	}
 	var found *catalog.Table
 	for _, sh := range e.cfg.Shards {
 		conn, err := connect(ctx, sh.DSN, "rehome-setup-"+e.cfg.Replication, nil)

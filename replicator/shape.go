@@ -84,6 +84,9 @@ func (d shapeDoc) seed(ctx context.Context, c *pgx.Conn, replication string) err
 
 // loadShape begins with the schema of the slowest shard, and takes note of what was copied.
 func (e *Engine) loadShape(ctx context.Context, s *stream) error {
+	if e.cfg.back != nil {
+		return e.loadShard(ctx)
+	}
 	slowest := s.lanes[0]
 	var sh shapes
 	for i, l := range s.lanes {

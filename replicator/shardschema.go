@@ -21,18 +21,7 @@ const installShardSQL = `
 CREATE SCHEMA IF NOT EXISTS rehome;
 REVOKE ALL ON SCHEMA rehome FROM PUBLIC;
 GRANT USAGE ON SCHEMA rehome TO PUBLIC;
-CREATE TABLE IF NOT EXISTS rehome.applier (
-	replication text PRIMARY KEY,
-	epoch       bigint NOT NULL
-);
-CREATE TABLE IF NOT EXISTS rehome.progress (
-	replication text   NOT NULL,
-	seq         bigint NOT NULL,
-	epoch       bigint NOT NULL,
-	lsn         pg_lsn NOT NULL,
-	at          timestamptz NOT NULL DEFAULT clock_timestamp(),
-	PRIMARY KEY (replication, seq)
-);
+` + installLaneSQL + `
 CREATE TABLE IF NOT EXISTS rehome.copied (
 	replication text   NOT NULL,
 	relation    text   NOT NULL,
@@ -84,6 +73,22 @@ CREATE TABLE IF NOT EXISTS rehome.shape (
 CREATE TABLE IF NOT EXISTS rehome.ddl_kept (
 	replication text  PRIMARY KEY,
 	doc         bytea NOT NULL
+);
+`
+
+// installLaneSQL makes what a lane's transactions begin with: who may commit, and how far it is applied.
+const installLaneSQL = `
+CREATE TABLE IF NOT EXISTS rehome.applier (
+	replication text PRIMARY KEY,
+	epoch       bigint NOT NULL
+);
+CREATE TABLE IF NOT EXISTS rehome.progress (
+	replication text   NOT NULL,
+	seq         bigint NOT NULL,
+	epoch       bigint NOT NULL,
+	lsn         pg_lsn NOT NULL,
+	at          timestamptz NOT NULL DEFAULT clock_timestamp(),
+	PRIMARY KEY (replication, seq)
 );
 CREATE OR REPLACE FUNCTION rehome.advance(r text, e bigint, last bigint, last_lsn pg_lsn, new_lsn pg_lsn) RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog AS $$
@@ -228,6 +233,9 @@ func seedProgress(ctx context.Context, conn *pgx.Conn, replication string, epoch
 	return nil
 }
 
-func laneName(replication string) string { return "rehome-lane-" + replication }
+func laneName(replication string) string { return sessionName("rehome-lane-" + replication) }
 
-func copyName(replication string) string { return "rehome-copy-" + replication }
+func copyName(replication string) string { return sessionName("rehome-copy-" + replication) }
+
+// sessionName is a session's name as the server shows it: NAMEDATALEN-1 bytes of it.
+func sessionName(s string) string { return s[:min(len(s), 63)] }

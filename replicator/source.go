@@ -22,6 +22,7 @@ const slotTimeout = 2 * time.Minute
 // direct is a source that is reached by its connection string. A remote source will answer the same calls over the
 // hosted server's API.
 type direct struct {
+	label       string // what messages call it: source, or of a way back the shard that it reads
 	dsn         tenant.DSN
 	replication string
 	slot        SlotName
@@ -39,7 +40,7 @@ type identity struct {
 func (d *direct) conn(ctx context.Context, role string) (*pgx.Conn, error) {
 	c, err := connect(ctx, d.dsn, "rehome-"+role+"-"+d.replication, nil)
 	if err != nil {
-		return nil, fmt.Errorf("source: %w", err)
+		return nil, fmt.Errorf("%s: %w", d.label, err)
 	}
 	return c, nil
 }
@@ -48,7 +49,7 @@ func (d *direct) conn(ctx context.Context, role string) (*pgx.Conn, error) {
 func (d *direct) walsender(ctx context.Context) (*pgconn.PgConn, error) {
 	c, err := connectReplication(ctx, d.dsn, "rehome-stream-"+d.replication)
 	if err != nil {
-		return nil, fmt.Errorf("source: %w", err)
+		return nil, fmt.Errorf("%s: %w", d.label, err)
 	}
 	return c, nil
 }
@@ -66,14 +67,14 @@ func (d *direct) identify(ctx context.Context) (identity, error) {
 	return identity{SystemIdentifier: r.SystemID, Timeline: r.Timeline}, nil
 }
 
-// publish makes the publication of the catalogue's tables and Rehome's own.
-func (d *direct) publish(ctx context.Context, cat *catalog.Catalogue, ddl bool) error {
+// publish makes the publication of the catalogue's tables and of those named of Rehome's own.
+func (d *direct) publish(ctx context.Context, cat *catalog.Catalogue, own ...string) error {
 	c, err := d.conn(ctx, "setup")
 	if err != nil {
 		return err
 	}
 	defer closeSoon(c)
-	names := make([]string, 0, len(cat.Tables)+2)
+	names := make([]string, 0, len(cat.Tables)+len(own))
 	for i := range cat.Tables {
 		t := &cat.Tables[i]
 		if t.Partitioned {
@@ -82,10 +83,7 @@ func (d *direct) publish(ctx context.Context, cat *catalog.Catalogue, ddl bool) 
 			names = append(names, "ONLY "+t.Name.Quoted())
 		}
 	}
-	names = append(names, `rehome.marker`, `rehome.heartbeat`, `rehome.truncated`)
-	if ddl {
-		names = append(names, `rehome.ddl`)
-	}
+	names = append(names, own...)
 	pub := tenant.QuoteIdent(d.publication)
 	err = pgx.BeginFunc(ctx, c, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "DROP PUBLICATION IF EXISTS "+pub); err != nil {

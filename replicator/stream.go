@@ -46,6 +46,8 @@ type stream struct {
 	skip     []bool     // per lane: the shard has it already
 	marker   string
 	foreign  string // while watching: a table that was written
+	seen     bool   // a change of it was read
+	own      bool   // it is the other direction's, see leads
 	carries  carryCount
 	ddl      ddlState
 
@@ -259,6 +261,8 @@ func (s *stream) message(ctx context.Context, m *pgoutput.Message) error {
 			return stop("unknown-relation", "report this", "the source sent a row of table %d without its description", m.OID)
 		}
 		switch {
+		case s.leads(rel, m):
+			return nil
 		case rel.special == markerTable:
 			if m.Kind == pgoutput.Insert {
 				s.marker = markerAttempt(rel, m.New)
@@ -279,6 +283,8 @@ func (s *stream) message(ctx context.Context, m *pgoutput.Message) error {
 			return stop("unknown-table", "cancel the replication and start it again", "table %s is published but was not there when the replication began", rel.name)
 		case s.watching:
 			s.foreign = rel.name.String()
+			return nil
+		case s.elsewhere(ctx, rel.table):
 			return nil
 		case rel.marks.mixedAt(s.commit):
 			return s.dispatchMixed(ctx, rel, m)
@@ -303,6 +309,7 @@ func (s *stream) begin(ctx context.Context, commit tenant.LSN, at time.Time) err
 	s.begun = commit // under the same lock: a barrier that comes later must find that it is too late
 	s.mu.Unlock()
 	s.inTx, s.commit, s.marker, s.foreign = true, commit, "", ""
+	s.seen, s.own = false, false
 	s.ddl = ddlState{}
 	s.watching = s.e.sourceClosed()
 	for i, l := range s.lanes {
@@ -343,6 +350,10 @@ func (s *stream) commitTx(ctx context.Context, m *pgoutput.Message) error {
 }
 
 func (s *stream) truncate(ctx context.Context, m *pgoutput.Message) error {
+	s.seen = true
+	if s.own {
+		return nil
+	}
 	t := &truncation{restartIdentity: m.Flags&pgoutput.TruncateRestartIdentity != 0}
 	for _, oid := range m.OIDs {
 		rel := s.rels[oid]
@@ -366,7 +377,10 @@ func (s *stream) truncate(ctx context.Context, m *pgoutput.Message) error {
 		return nil
 	}
 	steps := []*truncation{t}
-	if t.apart {
+	switch {
+	case s.e.cfg.back != nil:
+		steps = s.backTruncations(ctx, t)
+	case t.apart:
 		steps = nil
 		for _, rel := range t.rels {
 			steps = append(steps, &truncation{rels: []*relation{rel}, apart: true, where: rel.truncatedPart(s.commit)})
