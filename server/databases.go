@@ -67,7 +67,7 @@ func (s *Server) linksOf(ctx context.Context) (map[string]links, error) {
 
 func (s *Server) databaseBody(d shard.Database, l links) api.Database {
 	return api.Database{
-		Name: d.Name, URL: s.databaseURL(d.Name), Kind: d.Kind, State: d.State, Owner: d.Owner, RealmKey: d.RealmKey, Upstream: d.Upstream,
+		Name: d.Name, URL: s.databaseURL(d.Name), Kind: d.Kind, State: d.State, Owner: d.Owner, RealmKey: d.RealmKey, Upstream: d.Upstream, SourceUpstream: d.SourceUpstream, Domains: d.Domains,
 		Shards: orEmpty(d.Shards), PlacementEpoch: d.PlacementEpoch, Bytes: d.Bytes, RedirectTo: l.redirect, Replication: l.replication,
 		CreatedAt: d.CreatedAt, DeletedAt: d.DeletedAt, PurgeAfter: d.PurgeAfter,
 	}
@@ -122,7 +122,7 @@ func (s *Server) createDatabase(ctx context.Context, in *createDatabaseInput) (*
 	if err := checkOwner(in.Body.Owner); err != nil {
 		return nil, err
 	}
-	d, err := s.catalogue.CreateDatabase(ctx, shard.CreateRequest{Name: in.Body.Name, Shards: in.Body.Shards, RealmKey: in.Body.RealmKey, Owner: in.Body.Owner, Upstream: in.Body.Upstream})
+	d, err := s.catalogue.CreateDatabase(ctx, shard.CreateRequest{Name: in.Body.Name, Shards: in.Body.Shards, RealmKey: in.Body.RealmKey, Owner: in.Body.Owner, Upstream: in.Body.Upstream, SourceUpstream: in.Body.SourceUpstream})
 	if err != nil {
 		return nil, err
 	}
@@ -162,7 +162,7 @@ func (s *Server) updateDatabase(ctx context.Context, in *updateDatabaseInput) (*
 	if err := permitDatabase(ctx, in.Name); err != nil {
 		return nil, err
 	}
-	if in.Body.Owner != nil || in.Body.Upstream != nil {
+	if in.Body.Owner != nil || in.Body.Upstream != nil || in.Body.SourceUpstream != nil {
 		// The owner's address is where codes go: who could change it could approve alone. The upstream is where clients
 		// go, with their credentials and from this server's place in the network: a redirect for which nobody is asked.
 		if err := permit(requestOf(ctx).principal, scopeAdmin, true); err != nil {
@@ -181,7 +181,10 @@ func (s *Server) updateDatabase(ctx context.Context, in *updateDatabaseInput) (*
 	if in.Body.Upstream != nil {
 		note(ctx, "upstream", *in.Body.Upstream)
 	}
-	d, err := s.catalogue.UpdateDatabase(ctx, in.Name, shard.Update{Upstream: in.Body.Upstream, Owner: in.Body.Owner, State: in.Body.State})
+	if in.Body.SourceUpstream != nil {
+		note(ctx, "source_upstream", *in.Body.SourceUpstream)
+	}
+	d, err := s.catalogue.UpdateDatabase(ctx, in.Name, shard.Update{Upstream: in.Body.Upstream, SourceUpstream: in.Body.SourceUpstream, Owner: in.Body.Owner, State: in.Body.State})
 	if err != nil {
 		return nil, err
 	}

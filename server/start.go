@@ -87,15 +87,19 @@ func (s *Server) startReplication(ctx context.Context, in *startInput) (*replica
 	if err != nil {
 		return nil, fmt.Errorf("encode the state: %w", err)
 	}
+	sourceDatabase, err := s.adoptedSource(ctx, source)
+	if err != nil {
+		return nil, err
+	}
 	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
 		if err := s.otp.Use(ctx, tx, grant); err != nil {
 			return err
 		}
 		_, err := tx.Exec(ctx, `INSERT INTO rehome_control.replications (id, database, source_dsn_sealed, source_label, target_url, options, state, phase,
-				slot_name, publication, placement_epoch, approved_by, created_at, updated_at)
-			VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$9,$10,$11,$12,$12)`,
+				slot_name, publication, placement_epoch, approved_by, created_at, updated_at, source_database)
+			VALUES ($1,$2,$3,$4,$5,$6,$7,$8,$9,$9,$10,$11,$12,$12,$13)`,
 			id, name, s.box.Seal(PurposeSourceDSN, source.Reveal()), source.String(), t.url, options, string(encodedState), string(state.Phase),
-			"rehome_"+id, t.placement.Epoch, grant.ApprovedBy, now)
+			"rehome_"+id, t.placement.Epoch, grant.ApprovedBy, now, sourceDatabase)
 		var pg *pgconn.PgError
 		if errors.As(err, &pg) && pg.Code == uniqueViolation && pg.ConstraintName == "replications_one_active" {
 			return alreadyReplicating(name, "another", "just started")

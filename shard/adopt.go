@@ -42,7 +42,7 @@ func (c *Catalogue) AdoptDatabase(ctx context.Context, req AdoptRequest) (Databa
 		}
 		_, err := tx.Exec(ctx, `INSERT INTO rehome_control.databases (name, kind, owner_email, realm_key, upstream_url, adopted_dsn_sealed, adopted_dsn_label)
 			VALUES ($1, 'adopted', $2, $3, $4, $5, $6)
-			ON CONFLICT (name) DO UPDATE SET kind = 'adopted', state = 'active', owner_email = $2, realm_key = $3, upstream_url = $4, adopted_dsn_sealed = $5,
+			ON CONFLICT (name) DO UPDATE SET kind = 'adopted', state = 'active', owner_email = $2, realm_key = $3, upstream_url = $4, source_upstream_url = '', adopted_dsn_sealed = $5,
 				adopted_dsn_label = $6, placement_epoch = 0, created_at = now(), deleted_at = NULL, purge_after = NULL, purged_at = NULL`,
 			req.Name, req.Owner, req.RealmKey, req.Upstream, c.box.Seal(sealAdopted, req.DSN.Reveal()), req.DSN.String())
 		if err != nil {

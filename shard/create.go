@@ -38,8 +38,10 @@ func (c *Catalogue) CreateDatabase(ctx context.Context, req CreateRequest) (Data
 	if err := tenant.CheckDatabaseName(req.Name); err != nil {
 		return Database{}, err
 	}
-	if err := checkUpstream(req.Upstream); err != nil {
-		return Database{}, err
+	for _, upstream := range []string{req.Upstream, req.SourceUpstream} {
+		if err := checkUpstream(upstream); err != nil {
+			return Database{}, err
+		}
 	}
 	if req.RealmKey == "" {
 		req.RealmKey = DefaultRealmKey
@@ -115,10 +117,10 @@ func (c *Catalogue) beginCreate(ctx context.Context, req CreateRequest) (Databas
 		if err := forgetPurged(ctx, tx, req.Name); err != nil {
 			return err
 		}
-		_, err := tx.Exec(ctx, `INSERT INTO rehome_control.databases (name, kind, owner_email, realm_key, upstream_url, placement_epoch) VALUES ($1, 'sharded', $2, $3, $4, 0)
-			ON CONFLICT (name) DO UPDATE SET kind = 'sharded', state = 'active', owner_email = $2, realm_key = $3, upstream_url = $4, placement_epoch = 0,
+		_, err := tx.Exec(ctx, `INSERT INTO rehome_control.databases (name, kind, owner_email, realm_key, upstream_url, source_upstream_url, placement_epoch) VALUES ($1, 'sharded', $2, $3, $4, $5, 0)
+			ON CONFLICT (name) DO UPDATE SET kind = 'sharded', state = 'active', owner_email = $2, realm_key = $3, upstream_url = $4, source_upstream_url = $5, placement_epoch = 0,
 				adopted_dsn_sealed = NULL, adopted_dsn_label = '', created_at = now(), deleted_at = NULL, purge_after = NULL, purged_at = NULL`,
-			req.Name, req.Owner, req.RealmKey, req.Upstream)
+			req.Name, req.Owner, req.RealmKey, req.Upstream, req.SourceUpstream)
 		if err != nil {
 			return err
 		}
@@ -146,8 +148,10 @@ func forgetPurged(ctx context.Context, tx pgx.Tx, name string) error {
 	if !errors.Is(err, pgx.ErrNoRows) {
 		return err
 	}
-	if _, err := tx.Exec(ctx, `DELETE FROM rehome_control.placements WHERE database = $1`, name); err != nil {
-		return err
+	for _, table := range []string{"placements", "routes", "domains"} {
+		if _, err := tx.Exec(ctx, `DELETE FROM rehome_control.`+table+` WHERE database = $1`, name); err != nil {
+			return err
+		}
 	}
 	return forgetKeys(ctx, tx, name)
 }

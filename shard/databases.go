@@ -58,7 +58,8 @@ func (c *Catalogue) Databases(ctx context.Context) ([]Database, error) {
 func systemSetting(database string) string { return "adopted_system." + database }
 
 func (c *Catalogue) listDatabases(ctx context.Context, name string) ([]Database, error) {
-	rows, err := c.pool.Query(ctx, `SELECT d.name, d.kind, d.state, d.owner_email, d.realm_key, d.upstream_url, d.adopted_dsn_label,
+	rows, err := c.pool.Query(ctx, `SELECT d.name, d.kind, d.state, d.owner_email, d.realm_key, d.upstream_url, d.source_upstream_url,
+			ARRAY(SELECT domain FROM rehome_control.domains WHERE database = d.name ORDER BY domain), d.adopted_dsn_label,
 			COALESCE((SELECT value FROM rehome_control.settings WHERE name = 'adopted_system.' || d.name), ''),
 			ARRAY(SELECT s.name FROM rehome_control.database_shards ds JOIN rehome_control.shards s ON s.name = ds.shard WHERE ds.database = d.name ORDER BY s.ordinal),
 			d.placement_epoch, d.created_at, d.deleted_at, d.purge_after, d.purged_at
@@ -68,7 +69,7 @@ func (c *Catalogue) listDatabases(ctx context.Context, name string) ([]Database,
 	}
 	list, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (Database, error) {
 		d := Database{Bytes: -1}
-		err := row.Scan(&d.Name, &d.Kind, &d.State, &d.Owner, &d.RealmKey, &d.Upstream, &d.Address, &d.SystemID, &d.Shards,
+		err := row.Scan(&d.Name, &d.Kind, &d.State, &d.Owner, &d.RealmKey, &d.Upstream, &d.SourceUpstream, &d.Domains, &d.Address, &d.SystemID, &d.Shards,
 			&d.PlacementEpoch, &d.CreatedAt, &d.DeletedAt, &d.PurgeAfter, &d.PurgedAt)
 		return d, err
 	})
@@ -157,8 +158,11 @@ func (c *Catalogue) adoptedSize(ctx context.Context, name string) (int64, error)
 
 // UpdateDatabase changes upstream, owner or state. Only active and stopped databases change their state here.
 func (c *Catalogue) UpdateDatabase(ctx context.Context, name string, u Update) (Database, error) {
-	if u.Upstream != nil {
-		if err := checkUpstream(*u.Upstream); err != nil {
+	for _, upstream := range []*string{u.Upstream, u.SourceUpstream} {
+		if upstream == nil {
+			continue
+		}
+		if err := checkUpstream(*upstream); err != nil {
 			return Database{}, err
 		}
 	}
@@ -174,7 +178,7 @@ func (c *Catalogue) UpdateDatabase(ctx context.Context, name string, u Update) (
 			return wrongState(name, d.state, "it can be started and stopped only before it is deleted; see: rehome undelete")
 		}
 		_, err = tx.Exec(ctx, `UPDATE rehome_control.databases SET upstream_url = COALESCE($2, upstream_url), owner_email = COALESCE($3, owner_email),
-			state = COALESCE($4, state) WHERE name = $1`, name, u.Upstream, u.Owner, u.State)
+			state = COALESCE($4, state), source_upstream_url = COALESCE($5, source_upstream_url) WHERE name = $1`, name, u.Upstream, u.Owner, u.State, u.SourceUpstream)
 		if err != nil {
 			return fmt.Errorf("update database %s: %w", name, err)
 		}

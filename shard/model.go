@@ -50,6 +50,8 @@ type Database struct {
 	Owner          string
 	RealmKey       string
 	Upstream       string   // URL of the application behind the gateway
+	SourceUpstream string   // the same before the cutover; "": Upstream
+	Domains        []string // its own, in lower case
 	Address        string   // kind adopted: its DSN without password
 	SystemID       string   // kind adopted: system identifier of its server, when it could be read
 	Shards         []string // kind sharded, by ordinal
@@ -91,6 +93,8 @@ type CreateRequest struct {
 	RealmKey string   // default DefaultRealmKey
 	Owner    string   // e-mail that codes go to
 	Upstream string
+	// SourceUpstream is where clients go until the cutover; empty: to Upstream.
+	SourceUpstream string
 	Collate  string // LC_COLLATE; empty: the server's
 	CType    string // LC_CTYPE; empty: the server's
 }
@@ -106,7 +110,8 @@ type AdoptRequest struct {
 
 // Update changes what is given. State is Active or Stopped.
 type Update struct {
-	Upstream *string
+	Upstream       *string
+	SourceUpstream *string
 	Owner    *string
 	State    *string
 }

@@ -150,6 +150,7 @@ func ParseDatabaseURL(s string) (DatabaseURL, error) {
 		return DatabaseURL{}, bad("it begins with neither http:// nor https://")
 	}
 	if u.User != nil {
+		s = u.Redacted()
 		return DatabaseURL{}, bad("credentials do not belong into it")
 	}
 	path := strings.Trim(u.Path, "/")

@@ -139,6 +139,8 @@ type DatabaseRequest struct {
 	RealmKey string   `json:"realm_key,omitempty"`
 	Owner    string   `json:"owner,omitempty"`    // e-mail that codes go to
 	Upstream string   `json:"upstream,omitempty"` // application behind the gateway
+	// SourceUpstream is the application until the cutover, which switches to Upstream; empty: Upstream all the time.
+	SourceUpstream string `json:"source_upstream,omitempty"`
 }
 
 // AdoptRequest puts an existing Postgres database under management.
@@ -151,7 +153,8 @@ type AdoptRequest struct {
 
 // DatabaseUpdate changes what is given. State is "active" or "stopped".
 type DatabaseUpdate struct {
-	Upstream *string `json:"upstream,omitempty"`
+	Upstream       *string `json:"upstream,omitempty"`
+	SourceUpstream *string `json:"source_upstream,omitempty"`
 	Owner    *string `json:"owner,omitempty"`
 	State    *string `json:"state,omitempty"`
 }
@@ -165,6 +168,8 @@ type Database struct {
 	Owner          string     `json:"owner"`
 	RealmKey       string     `json:"realm_key"`
 	Upstream       string     `json:"upstream,omitempty"`
+	SourceUpstream string     `json:"source_upstream,omitempty"` // until the cutover
+	Domains        []string   `json:"domains,omitempty"`         // under which it is known too
 	Shards         []string   `json:"shards"`
 	PlacementEpoch int64      `json:"placement_epoch"`
 	Bytes          int64      `json:"bytes"`

@@ -27,6 +27,7 @@ func newCreateCommand(a *App) *cobra.Command {
 	f.StringVar(&o.RealmKey, "realm-key", "", "column that names a row's realm (default realm_id)")
 	f.StringVar(&o.Owner, "owner", "", "e-mail address that codes go to")
 	f.StringVar(&o.Upstream, "upstream", "", "URL of the application behind the gateway")
+	f.StringVar(&o.SourceUpstream, "source-upstream", "", "URL of the application that works on the source: clients go there until the cutover (default: --upstream)")
 	return cmd
 }
 
