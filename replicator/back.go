@@ -85,6 +85,7 @@ type Back struct {
 	wanted    int                // Prepare and Discard that wait for busy
 	interrupt context.CancelFunc // ends the session of Run
 	state     tenant.WayBackState
+	looked    bool    // it is known whether there is one
 	problem   problem // of all of it
 }
 
@@ -96,8 +97,8 @@ type backSide struct {
 	replication string // that it belongs to
 	key         string // at the source: of its rows of rehome.applier and rehome.progress
 	shard       Shard
-	several     bool             // there are other shards
-	home        bool             // its rows of reference tables count
+	several     bool                // there are other shards
+	home        bool                // its rows of reference tables count
 	owned       func(string) string // the condition that a realm, an SQL expression, belongs to the shard
 	engine      *Engine
 	journal     *backJournal
@@ -310,7 +311,14 @@ func (b *Back) Progress() tenant.WayBack {
 func (b *Back) setState(s tenant.WayBackState) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.state, b.problem = s, problem{}
+	b.state, b.looked, b.problem = s, true, problem{}
+}
+
+// Looked reports whether it has been looked for a way back: until then there may be one though Progress says none.
+func (b *Back) Looked() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.looked
 }
 
 func (b *Back) setProblem(err error) {

@@ -23,14 +23,16 @@ type backGates struct{ id string }
 
 func (backGates) InstallBack(ctx context.Context, c *pgx.Conn) error { return gate.InstallBack(ctx, c) }
 func (backGates) RemoveBack(ctx context.Context, c *pgx.Conn) error  { return gate.RemoveBack(ctx, c) }
-func (g backGates) Heartbeat(ctx context.Context, c *pgx.Conn) error { return gate.Heartbeat(ctx, c, g.id) }
+func (g backGates) Heartbeat(ctx context.Context, c *pgx.Conn) error {
+	return gate.Heartbeat(ctx, c, g.id)
+}
 
 // backRig is a rig whose replication is cut over.
 type backRig struct {
 	*rig
 	forward *replicator.Engine
 	back    *replicator.Back
-	stop    func() // of the way back
+	stop    func()      // of the way back
 	clients []*pgx.Conn // one a shard
 }
 

@@ -230,6 +230,9 @@ func (r *runner) cleanUp(ctx context.Context, c command) error {
 	if err := r.journal.held(ctx); err != nil {
 		return err
 	}
+	if err := r.dropWayBack(ctx); err != nil {
+		return err
+	}
 	if err := e.CleanUp(ctx); err != nil {
 		return err
 	}

@@ -22,7 +22,7 @@ const settleMax = 15 * time.Second
 func (r *runner) job(rec *record) cutover.Job {
 	j := cutover.Job{
 		Replication: r.id, Database: rec.database, Source: rec.source, SourceLabel: rec.sourceLabel, TargetURL: rec.targetURL,
-		Publication: rec.publication, Placement: rec.placement.Epoch, Accept: rec.options.Accept,
+		Publication: rec.publication, Placement: rec.placement.Epoch, Accept: rec.options.Accept, WayBack: r.back,
 	}
 	if rec.origin != nil {
 		j.Catalogue = rec.origin.Catalogue

@@ -60,7 +60,7 @@ func newLeftovers(t *testing.T) *leftovers {
 	conn := open(t, dsn)
 	exec(t, conn, allKindsDDL, pgx.QueryExecModeSimpleProtocol)
 	// Server's own settings of these tests do not sync; clients of the tests are not users.
-	_, err := w.pool.Exec(t.Context(), `UPDATE rehome_control.replications SET options = '{"accept":["fsync-off:source","fsync-off:eu-1"],"fix_identity":true}'`)
+	_, err := w.pool.Exec(t.Context(), `UPDATE rehome_control.replications SET options = '{"accept":["fsync-off:source","fsync-off:eu-1","no-way-back-trigger:public.orders.touch_3"],"fix_identity":true}'`)
 	must(t, err)
 	l := &leftovers{world: w, sourceDSN: dsn}
 	l.source, l.target, l.tenantsOwn = l.take(dsn), l.take(w.target), l.restored()

@@ -35,6 +35,7 @@ type runner struct {
 
 	rec     *record
 	journal *journal
+	back    *replicator.Back
 
 	mu      sync.Mutex
 	engine  *replicator.Engine
@@ -58,7 +59,11 @@ func (r *runner) run(ctx context.Context) (err error) {
 		return err
 	}
 	r.journal = &journal{s: r.s, id: r.id, database: r.rec.database, epoch: r.epoch, changed: r.stateChanged}
+	if r.back, err = r.makeWayBack(r.rec); err != nil {
+		return err
+	}
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return r.keepWayBack(ctx) })
 	g.Go(func() error { return r.s.keepLease(ctx, r.id, r.epoch) })
 	g.Go(func() error { return r.report(ctx) })
 	g.Go(func() error { return r.keepVerified(ctx) })
@@ -320,6 +325,7 @@ func (r *runner) report(ctx context.Context) error {
 
 func (r *runner) publish(ctx context.Context, p tenant.Progress, last *[]byte) error {
 	p.Verification = r.verificationState(ctx)
+	p.WayBack = r.wayBack(ctx)
 	row, err := json.Marshal(p)
 	if err != nil {
 		return err

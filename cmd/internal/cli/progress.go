@@ -98,6 +98,7 @@ func (a *App) printProgress(p tenant.Progress) {
 		}
 		a.Print.Table([]string{"shard", "applied to", "durable to"}, rows)
 	}
+	a.printWayBack(p.WayBack)
 	if v := p.Verification; v != nil {
 		a.Print.Textf("%s", a.verifiedText(*v))
 	}

@@ -150,7 +150,7 @@ func phaseText(p tenant.Progress) string {
 		}
 		return s
 	case tenant.CutOver:
-		return "cut over: the new side takes the writes"
+		return "cut over: the new side takes the writes" + wayBackText(p.WayBack)
 	case tenant.Created, tenant.Preparing:
 		if p.Step != "" {
 			return string(p.Phase) + " · " + p.Step
