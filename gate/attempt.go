@@ -269,10 +269,8 @@ func (a *Attempt) CreateTriggers(ctx context.Context) error {
 	return a.armed(ctx)
 }
 
-// Commit is the decision: gate and triggers together. A last look refuses with ErrTablesChanged if a table appeared
-// behind the fence, or with ErrNotFenced past the deadline. Any other error means that the outcome is unknown, and
-// Resolve must find it out.
-func (a *Attempt) Commit(ctx context.Context) error {
+// LastLook refuses with ErrTablesChanged if a table appeared behind the fence, or with ErrNotFenced past the deadline.
+func (a *Attempt) LastLook(ctx context.Context) error {
 	// By the second session: the first would have to read its catalogue anew, after all those triggers (0.2 s for 1,000
 	// tables). That their fences stand CreateTriggers has seen to.
 	now, err := Tables(ctx, a.second)
@@ -287,6 +285,15 @@ func (a *Attempt) Commit(ctx context.Context) error {
 	}
 	if time.Until(a.deadline) <= 0 {
 		return ErrNotFenced
+	}
+	return nil
+}
+
+// Commit is the decision: gate and triggers together, after a last look whose errors are LastLook's. Any other error means
+// that the outcome is unknown, and Resolve must find it out.
+func (a *Attempt) Commit(ctx context.Context) error {
+	if err := a.LastLook(ctx); err != nil {
+		return err
 	}
 	// A statement timeout must not end the wait for a synchronous standby halfway.
 	results, err := a.fence.PgConn().Exec(ctx, "SET LOCAL statement_timeout = 0; COMMIT").ReadAll()

@@ -73,6 +73,28 @@ func Blockers(ctx context.Context, q Querier, pid uint32) ([]Culprit, error) {
 	return out, nil
 }
 
+// SessionsBlockers names who the sessions of an application in this database wait for just now: the lanes' at a shard.
+func SessionsBlockers(ctx context.Context, q Querier, application string) ([]Culprit, error) {
+	rows, err := q.Query(ctx, `SELECT pid FROM pg_catalog.pg_stat_activity
+		WHERE datname = current_database() AND application_name = $1 AND pid <> pg_backend_pid() AND wait_event_type = 'Lock'`, application)
+	if err != nil {
+		return nil, fmt.Errorf("look for who is in the way: %w", err)
+	}
+	pids, err := pgx.CollectRows(rows, pgx.RowTo[int32])
+	if err != nil {
+		return nil, fmt.Errorf("look for who is in the way: %w", err)
+	}
+	var out []Culprit
+	for _, pid := range pids {
+		found, err := Blockers(ctx, q, uint32(pid)) //nolint:gosec // a process id
+		if err != nil {
+			return nil, err
+		}
+		out = Blame(out, found)
+	}
+	return out, nil
+}
+
 func (a *Attempt) blockers(ctx context.Context) ([]Culprit, error) {
 	return Blockers(ctx, a.second, a.pid)
 }
@@ -107,16 +129,22 @@ func (a *Attempt) watch(ctx context.Context) (stop func()) {
 func (a *Attempt) blame(found []Culprit) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.culprits = Blame(a.culprits, found)
+}
+
+// Blame adds culprits to a list, the latest look at each.
+func Blame(list, found []Culprit) []Culprit {
 next:
 	for _, c := range found {
-		for i, old := range a.culprits {
+		for i, old := range list {
 			if old.PID == c.PID && (c.PID != 0 || old.Query == c.Query) {
-				a.culprits[i] = c
+				list[i] = c
 				continue next
 			}
 		}
-		a.culprits = append(a.culprits, c)
+		list = append(list, c)
 	}
+	return list
 }
 
 // Culprits names who was in the way of the locks, in the order seen.

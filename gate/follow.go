@@ -93,6 +93,15 @@ func (f *Follower) Follow(ctx context.Context, s State) (hit bool, err error) {
 	return hit, nil
 }
 
+// Rehearse does what Follow does, and rolls it back: nobody sees the shard open.
+func (f *Follower) Rehearse(ctx context.Context, s State) error {
+	defer f.Release(ctx)
+	if _, err := follow(ctx, f.conn, s); err != nil {
+		return fmt.Errorf("rehearse following the gate: %w", err)
+	}
+	return nil
+}
+
 // Release ends the transaction without following.
 func (f *Follower) Release(ctx context.Context) {
 	if f == nil || f.conn.IsClosed() || f.conn.PgConn().TxStatus() == 'I' {

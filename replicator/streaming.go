@@ -243,14 +243,14 @@ func (e *Engine) markerOf(attempt string) *marker {
 }
 
 // WaitMarker waits until every shard has durably applied everything up to the attempt's marker, and returns the marker's
-// commit position and the shards' positions. It ends with the context.
+// commit position and the shards' positions. It ends with the context, and says then who is behind: *Undrained.
 func (e *Engine) WaitMarker(ctx context.Context, attempt string) (tenant.LSN, []tenant.ShardPosition, error) {
 	e.mu.Lock()
 	m := e.markerOf(attempt)
 	e.mu.Unlock()
 	select {
 	case <-ctx.Done():
-		return 0, nil, fmt.Errorf("wait for the marker on every shard: %w", context.Cause(ctx))
+		return 0, nil, e.undrained(m, context.Cause(ctx))
 	case <-m.done:
 	}
 	e.mu.Lock()

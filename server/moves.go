@@ -74,7 +74,7 @@ func (s *Server) move(ctx context.Context, action string, in *cutoverInput) (*co
 		return nil, err
 	}
 	return s.command(ctx, r, action, api.CommandArgs{
-		MaxPauseMS: body.MaxPauseMS, NoWayBack: body.NoWayBack, ApprovedBy: grant.ApprovedBy, Grant: grant.ID,
+		MaxPauseMS: body.MaxPauseMS, NoWayBack: body.NoWayBack, Rehearse: body.Rehearse, ApprovedBy: grant.ApprovedBy, Grant: grant.ID,
 		Verification: body.Verification, VerificationDigest: body.VerificationDigest, PlacementEpoch: body.PlacementEpoch,
 	})
 }

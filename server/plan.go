@@ -95,6 +95,7 @@ type cutoverPlan struct {
 	PlacementEpoch     int64  `json:"placement_epoch"`
 	MaxPauseMS         int64  `json:"max_pause_ms"`
 	NoWayBack          bool   `json:"no_way_back"`
+	Rehearse           bool   `json:"rehearse,omitempty"`
 }
 
 // planCutover refuses unless the newest verification is clean, and fresh: proof before switch.
@@ -119,10 +120,15 @@ func (s *Server) planCutover(ctx context.Context, r api.Replication, in api.Cuto
 		return plan{}, body, tenant.Errorf(tenant.KindRefused, "verification-too-old", hint, "verification %s is %s old; at most %s is trusted", body.Verification, s.cfg.Now().Sub(finished).Round(time.Minute), verificationFresh)
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "Move the right to write from %s to %s.\n", body.Source, body.Target)
-	fmt.Fprintf(&b, "Writes wait for at most %s; if it takes longer everything stays as it was.\n", time.Duration(body.MaxPauseMS)*time.Millisecond)
+	if body.Rehearse {
+		fmt.Fprintf(&b, "REHEARSAL of moving the right to write from %s to %s. Nothing moves: the decision is not taken, and everything goes back to what it was.\n", body.Source, body.Target)
+		fmt.Fprintf(&b, "Writes wait as in a cutover, for at most %s, and then go on at the old side.\n", time.Duration(body.MaxPauseMS)*time.Millisecond)
+	} else {
+		fmt.Fprintf(&b, "Move the right to write from %s to %s.\n", body.Source, body.Target)
+		fmt.Fprintf(&b, "Writes wait for at most %s; if it takes longer everything stays as it was.\n", time.Duration(body.MaxPauseMS)*time.Millisecond)
+	}
 	fmt.Fprintf(&b, "Replication %s, verification %s (digest %s), placement epoch %d.\n", body.Replication, body.Verification, short(body.VerificationDigest), body.PlacementEpoch)
-	if body.NoWayBack {
+	if body.NoWayBack && !body.Rehearse {
 		fmt.Fprintf(&b, "There will be no way back.\n")
 	}
 	return plan{action: actionCutover, database: r.Database, body: body, text: b.String()}, body, nil
@@ -148,11 +154,14 @@ func (s *Server) moveBody(ctx context.Context, action string, r api.Replication,
 	if pause < 0 || pause > maxMaxPause {
 		return cutoverPlan{}, tenant.Errorf(tenant.KindInvalid, "bad-max-pause", "name up to "+maxMaxPause.String(), "a maximum pause of %s is not possible", pause)
 	}
+	if in.Rehearse && action != actionCutover {
+		return cutoverPlan{}, tenant.Errorf(tenant.KindInvalid, "no-rehearsal", "rehearse a cutover; rollback has --dry-run", "a %s cannot be rehearsed", action)
+	}
 	p, err := s.catalogue.Placement(ctx, r.Database)
 	if err != nil {
 		return cutoverPlan{}, err
 	}
-	return cutoverPlan{Action: action, Source: r.From, Target: r.To, Replication: r.ID, PlacementEpoch: p.Epoch, MaxPauseMS: pause.Milliseconds(), NoWayBack: in.NoWayBack}, nil
+	return cutoverPlan{Action: action, Source: r.From, Target: r.To, Replication: r.ID, PlacementEpoch: p.Epoch, MaxPauseMS: pause.Milliseconds(), NoWayBack: in.NoWayBack, Rehearse: in.Rehearse}, nil
 }
 
 type redirectPlan struct {

@@ -154,8 +154,10 @@ type SequenceSet struct {
 
 // StepTime is how long one step of a cutover took.
 type StepTime struct {
-	Step   string  `json:"step"`
-	Millis float64 `json:"ms"`
+	Step     string  `json:"step"`
+	Millis   float64 `json:"ms"`
+	AtMillis float64 `json:"at_ms,omitempty"`    // when it began, since the attempt did; some run side by side
+	Pause    bool    `json:"in_pause,omitempty"` // writers waited meanwhile
 }
 
 // Certificate proves a cutover. Signature is ed25519 by the installation's key over the JSON of the rest.

@@ -320,6 +320,7 @@ type CutoverPlan struct {
 	Replication string `json:"replication"`
 	MaxPauseMS  int64  `json:"max_pause_ms,omitempty"` // default 5000
 	NoWayBack   bool   `json:"no_way_back,omitempty"`
+	Rehearse    bool   `json:"rehearse,omitempty" doc:"cutover: do everything but the decision and take it back; writers pause as they would"`
 }
 
 // CutoverRequest asks for it. With DryRun nothing changes and no approval is needed.
@@ -344,7 +345,7 @@ type Command struct {
 // CutoverReport is what a cutover, a dry run or an attempt that was taken back tells.
 type CutoverReport struct {
 	Attempt     string              `json:"attempt,omitempty"`
-	Outcome     string              `json:"outcome"` // target, source, dry_run
+	Outcome     string              `json:"outcome"` // target, source, dry_run, rehearsed
 	Findings    []tenant.Finding    `json:"findings"`
 	PauseMillis float64             `json:"pause_ms"`
 	Steps       []tenant.StepTime   `json:"steps"`

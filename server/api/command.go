@@ -18,6 +18,7 @@ type CommandArgs struct {
 	DryRun     bool   `json:"dry_run,omitempty"`      // cutover: findings only
 	MaxPauseMS int64  `json:"max_pause_ms,omitempty"` // cutover, rollback
 	NoWayBack  bool   `json:"no_way_back,omitempty"`  // cutover
+	Rehearse   bool   `json:"rehearse,omitempty"`     // cutover: everything but the decision
 
 	Verify VerifyRequest `json:"verify,omitzero"` // verify
 

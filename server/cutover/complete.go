@@ -48,13 +48,10 @@ func (r *run) complete(ctx context.Context, state gate.State) (Report, error) {
 	if err := r.c.crash(StepDecided); err != nil {
 		return r.die(err)
 	}
-	r.rec.Steps = append(r.rec.Steps, stepTime("follow", start))
+	r.took("follow", start)
 	if followed != nil {
 		r.closeSessions(ctx)
 		return r.rec.Report, followUpError(followed)
-	}
-	if !r.rec.HeldAt.IsZero() {
-		r.rec.PauseMillis = millis(r.c.cfg.Now().Sub(r.rec.HeldAt))
 	}
 	if saved != nil {
 		r.log.Warn("write the decision down", "error", saved)
@@ -64,6 +61,10 @@ func (r *run) complete(ctx context.Context, state gate.State) (Report, error) {
 		r.closeSessions(ctx)
 		return r.rec.Report, followUpError(err)
 	}
+	if !r.rec.HeldAt.IsZero() {
+		r.rec.PauseMillis = millis(r.c.cfg.Now().Sub(r.rec.HeldAt))
+	}
+	r.pausing = false
 	if err := r.mark(ctx, StepFollowed, func() error { return nil }); err != nil {
 		if crashed(err) {
 			return r.die(err)

@@ -81,7 +81,8 @@ type Job struct {
 	SourceLabel string // the source without credentials, for the certificate
 	TargetURL   string // becomes the fence's hint
 	Publication string
-	Placement   int64 // the placement's epoch
+	Lanes       string // application_name of the sessions that apply at the shards, to find out who blocks them; empty: not looked for
+	Placement   int64  // the placement's epoch
 	Shards      []Shard
 	Catalogue   *catalog.Catalogue // what is replicated; gives the sequences
 	Accept      []string           // findings accepted by name
@@ -97,6 +98,7 @@ type Attempt struct {
 	MaxPause   time.Duration // of steps hold to COMMIT; 0: DefaultMaxPause
 	ApprovedBy string
 	DryRun     bool // preflight only: nothing changes
+	Rehearse   bool // everything but the decision, then back: see rehearse.go
 	NoWayBack  bool // findings about the way back do not refuse
 	// Tail verifies, behind the fence and after the drain, what the last verification did not see. Nil: nothing.
 	Tail func(ctx context.Context, source pgx.Tx) error
@@ -110,6 +112,8 @@ const (
 	OutcomeTarget = "target"
 	OutcomeSource = "source"
 	OutcomeDryRun = "dry_run"
+	// OutcomeRehearsed is of a rehearsal that fitted into the pause: the source goes on. Its row says source.
+	OutcomeRehearsed = "rehearsed"
 )
 
 // Steps, as persisted and as a Crash hook gets them.

@@ -21,7 +21,10 @@ func (r *run) hold(ctx context.Context, until time.Time) error {
 		return nil
 	}
 	release, culprits, err := g.Hold(ctx, r.job.Database, r.at.ID, until)
-	r.rec.Culprits = append(r.rec.Culprits, culprits...)
+	for _, c := range culprits {
+		r.rec.Culprits = append(r.rec.Culprits, c)
+		r.culprits = append(r.culprits, culprit(c))
+	}
 	r.release = release
 	return err
 }

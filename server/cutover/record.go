@@ -61,7 +61,7 @@ func (r *run) intend(ctx context.Context) error {
 		return fmt.Errorf("write the intent down: %w", err)
 	}
 	_, err = r.c.cfg.Pool.Exec(ctx, `INSERT INTO rehome_control.cutovers (attempt, replication, direction, gate_epoch, step, max_pause_ms, approved_by, report)
-		VALUES ($1, $2, 'cutover', $3, $4, $5, $6, $7)`, r.at.ID, r.job.Replication, r.rec.Epoch, StepIntent, r.at.MaxPause.Milliseconds(), r.at.ApprovedBy, raw)
+		VALUES ($1, $2, $8, $3, $4, $5, $6, $7)`, r.at.ID, r.job.Replication, r.rec.Epoch, StepIntent, r.at.MaxPause.Milliseconds(), r.at.ApprovedBy, raw, r.direction())
 	if err != nil {
 		return fmt.Errorf("write the intent down: %w", err)
 	}
@@ -96,8 +96,15 @@ func (r *run) save(ctx context.Context, step string, durable bool) error {
 func (r *run) step(name string, fn func() error) error {
 	start := time.Now()
 	err := fn()
-	r.rec.Steps = append(r.rec.Steps, stepTime(name, start))
+	r.took(name, start)
 	return err
+}
+
+// took notes how long a step took that began at start and ends now.
+func (r *run) took(name string, start time.Time) {
+	s := stepTime(name, start)
+	s.AtMillis, s.Pause = millis(start.Sub(r.began)), r.pausing
+	r.rec.Steps = append(r.rec.Steps, s)
 }
 
 // mark runs, times and persists a step.
@@ -123,8 +130,12 @@ func (c *Coordinator) finish(ctx context.Context, rec *record, cert *tenant.Cert
 			return fmt.Errorf("write the certificate down: %w", err)
 		}
 	}
+	side := rec.Outcome
+	if side == OutcomeRehearsed {
+		side = OutcomeSource
+	}
 	_, err = c.cfg.Pool.Exec(ctx, `UPDATE rehome_control.cutovers SET step = $2, outcome = $3, report = $4, certificate = $5, finished_at = now()
-		WHERE attempt = $1 AND finished_at IS NULL`, rec.Attempt, StepFinished, rec.Outcome, raw, certificate)
+		WHERE attempt = $1 AND finished_at IS NULL`, rec.Attempt, StepFinished, side, raw, certificate)
 	if err != nil {
 		return fmt.Errorf("write the outcome down: %w", err)
 	}

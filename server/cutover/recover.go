@@ -115,7 +115,7 @@ func (c *Coordinator) ResolveAndFollow(ctx context.Context, job Job) (Resolution
 // unfinished reads the attempts without an outcome, oldest first.
 func (c *Coordinator) unfinished(ctx context.Context, replication string) ([]*record, error) {
 	rows, err := c.cfg.Pool.Query(ctx, `SELECT attempt, gate_epoch, report FROM rehome_control.cutovers
-		WHERE replication = $1 AND direction = 'cutover' AND finished_at IS NULL ORDER BY gate_epoch, started_at`, replication)
+		WHERE replication = $1 AND direction IN ('cutover', 'rehearsal') AND finished_at IS NULL ORDER BY gate_epoch, started_at`, replication)
 	if err != nil {
 		return nil, fmt.Errorf("look for unfinished attempts: %w", err)
 	}

@@ -60,6 +60,13 @@ type run struct {
 	release  func()
 	deadline time.Time
 	shardTop int64 // the highest epoch of a shard's gate
+
+	began      time.Time // of the attempt
+	held       time.Time // of the pause
+	pausing    bool      // writers wait
+	committing bool      // a COMMIT may have been sent
+	drained    *drainWatch
+	culprits   []tenant.Finding // who was in the way
 }
 
 // shardSession is what the pause needs at a shard, open and warm: one session holds the prelock and opens, the other sets
@@ -68,6 +75,7 @@ type shardSession struct {
 	Shard
 	conn, aside *pgx.Conn
 	follower    *gate.Follower
+	before      shardSequences // of a rehearsal
 }
 
 // Run moves the write authority to the target, or restores the former state. A dry run returns findings and changes
@@ -90,7 +98,7 @@ func (c *Coordinator) Run(ctx context.Context, job Job, stream Stream, at Attemp
 	}
 	r := &run{
 		c: c, job: job, at: at, stream: stream, log: c.cfg.Logger.With("replication", job.Replication, "attempt", at.ID),
-		rec: &record{Report: Report{Attempt: at.ID}},
+		rec: &record{Report: Report{Attempt: at.ID}}, began: time.Now(),
 	}
 	if at.DryRun {
 		r.rec.Attempt, r.rec.Outcome = "", OutcomeDryRun
@@ -122,6 +130,9 @@ func (c *Coordinator) Run(ctx context.Context, job Job, stream Stream, at Attemp
 	if crashed(err) {
 		return r.die(err)
 	}
+	if errors.Is(err, errRehearsed) {
+		return r.endRehearsal(ctx)
+	}
 	if err != nil {
 		return r.takeBack(ctx, err)
 	}
@@ -141,9 +152,12 @@ func (r *run) attempt(ctx context.Context) error {
 	if err := r.mark(ctx, StepPrelock, func() error { return r.prelock(ctx) }); err != nil {
 		return err
 	}
-	held := time.Now()
+	if err := r.rememberSequences(ctx); err != nil {
+		return err
+	}
+	r.held, r.pausing = time.Now(), true
 	r.rec.HeldAt = r.c.cfg.Now().UTC()
-	r.deadline = held.Add(r.at.MaxPause)
+	r.deadline = r.held.Add(r.at.MaxPause)
 	until := r.c.cfg.Now().Add(r.at.MaxPause)
 	cut, cancel := context.WithDeadlineCause(ctx, r.deadline.Add(deadlineGrace), errDeadline)
 	defer cancel()
@@ -182,6 +196,10 @@ func (r *run) attempt(ctx context.Context) error {
 	if err := r.c.crash(StepCommitting); err != nil {
 		return err
 	}
+	if r.at.Rehearse {
+		return r.rehearseEnd(cut)
+	}
+	r.committing = true
 	if err := r.step("commit", func() error { return r.gate.Commit(cut) }); err != nil {
 		return err
 	}
@@ -219,6 +237,8 @@ func (r *run) prelock(ctx context.Context) error {
 
 // drain waits for the marker at every shard; the fence's triggers are made meanwhile.
 func (r *run) drain(bound, cut context.Context) error {
+	stop := r.watchDrain(cut)
+	defer stop()
 	var g errgroup.Group
 	g.Go(func() (err error) {
 		r.rec.MarkerLSN, r.rec.Shards, err = r.stream.WaitMarker(bound, r.at.ID)
@@ -284,36 +304,25 @@ func (r *run) sequences(ctx context.Context) error {
 func (r *run) takeBack(ctx context.Context, cause error) (Report, error) {
 	r.log.Warn("cutover attempt is taken back", "error", cause)
 	ctx = context.WithoutCancel(ctx) // a server that stops still takes back what it began
-	start := time.Now()
 	if r.gate != nil {
-		for _, c := range r.gate.Culprits() {
-			r.rec.Culprits = append(r.rec.Culprits, c.String())
-		}
 		r.gate.Rollback(ctx)
 	}
-	for _, s := range r.shards {
-		if s != nil {
-			s.follower.Release(ctx)
-		}
+	if !r.committing {
+		r.endPause() // the source writes again, whatever else is slow
 	}
-	rctx, cancel := context.WithTimeout(ctx, resolveTimeout)
-	defer cancel()
-	state, err := gate.Resolve(rctx, r.job.Source, r.rec.Epoch)
-	r.rec.Steps = append(r.rec.Steps, stepTime("resolve", start))
+	r.blameAll(ctx, cause)
+	state, err := r.resolve(ctx)
 	if err != nil {
 		r.closeSessions(ctx) // the hold expires by itself
-		return r.rec.Report, &tenant.Error{
-			Kind: tenant.KindUnavailable, Code: "cutover-in-doubt", Message: "the source cannot be asked which side may write",
-			Hint: "the shards stay closed until it answers; then the attempt is resolved by itself", Err: err,
-		}
+		return r.rec.Report, inDoubt(err)
 	}
 	if decidedBy(state, r.at.ID, r.rec.Epoch) {
 		return r.complete(ctx, state)
 	}
-	if !r.rec.HeldAt.IsZero() {
-		r.rec.PauseMillis = millis(r.c.cfg.Now().Sub(r.rec.HeldAt))
+	r.endPause()
+	if r.at.Rehearse {
+		r.restoreSequences(ctx)
 	}
-	r.letGo()
 	r.closeSessions(ctx)
 	r.rec.Outcome = OutcomeSource
 	r.rec.Error = cause.Error()
@@ -326,9 +335,9 @@ func (r *run) takeBack(ctx context.Context, cause error) (Report, error) {
 
 // failure is what a person reads of an attempt that was taken back.
 func (r *run) failure(cause error) error {
-	e := &tenant.Error{Kind: tenant.KindTimeout, Code: "cutover-taken-back", Message: "the cutover met an error and was taken back; the source goes on", Hint: "mend the cause, then try again", Err: cause}
+	e := &tenant.Error{Kind: tenant.KindTimeout, Code: "cutover-taken-back", Message: "the " + r.noun() + " met an error and was taken back; the source goes on", Hint: "mend the cause, then try again", Err: cause}
 	if errors.Is(cause, errDeadline) || errors.Is(cause, gate.ErrNotFenced) || errors.Is(cause, context.DeadlineExceeded) {
-		e.Code, e.Message = "cutover-timed-out", fmt.Sprintf("the cutover did not fit into the maximum pause of %s and was taken back; the source goes on", r.at.MaxPause)
+		e.Code, e.Message = "cutover-timed-out", fmt.Sprintf("the %s did not fit into the maximum pause of %s and was taken back; the source goes on", r.noun(), r.at.MaxPause)
 		e.Hint = "try again at a quieter time, or with a longer --max-pause"
 	}
 	if errors.Is(cause, gate.ErrGateMoved) {
@@ -336,9 +345,7 @@ func (r *run) failure(cause error) error {
 	}
 	if n := len(r.rec.Culprits); n > 0 {
 		e.Hint = "in the way: " + strings.Join(r.rec.Culprits, "; ")
-		for _, c := range r.rec.Culprits {
-			e.Findings = append(e.Findings, culprit(c))
-		}
+		e.Findings = append(e.Findings, r.culprits...)
 	}
 	return e
 }

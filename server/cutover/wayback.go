@@ -55,7 +55,7 @@ func (r *run) discardWayBack(ctx context.Context) {
 			Remedy:  "the next cutover, complete or cancel drops it; until then its slots hold back WAL at the shards",
 		})
 	}
-	r.rec.Steps = append(r.rec.Steps, stepTime("discard", start))
+	r.took("discard", start)
 }
 
 // WantsWayBack reports whether the cutover that moved the replication to its target was to keep a way back. False where

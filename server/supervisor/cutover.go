@@ -22,7 +22,7 @@ const settleMax = 15 * time.Second
 func (r *runner) job(rec *record) cutover.Job {
 	j := cutover.Job{
 		Replication: r.id, Database: rec.database, Source: rec.source, SourceLabel: rec.sourceLabel, TargetURL: rec.targetURL,
-		Publication: rec.publication, Placement: rec.placement.Epoch, Accept: rec.options.Accept, WayBack: r.back,
+		Publication: rec.publication, Lanes: replicator.LaneName(r.id), Placement: rec.placement.Epoch, Accept: rec.options.Accept, WayBack: r.back,
 	}
 	if rec.origin != nil {
 		j.Catalogue = rec.origin.Catalogue
@@ -111,7 +111,7 @@ func (r *runner) cutover(ctx context.Context, c command) (*api.CutoverReport, er
 		return nil, errors.Join(err, tenant.Errorf(tenant.KindConflict, "not-streaming", "see: rehome replication-progress", "the replication is not running"))
 	}
 	report, failure := r.s.cutovers.Run(ctx, r.job(rec), e, cutover.Attempt{
-		ID: c.ID, MaxPause: time.Duration(c.Args.MaxPauseMS) * time.Millisecond, ApprovedBy: c.Args.ApprovedBy, NoWayBack: c.Args.NoWayBack,
+		ID: c.ID, MaxPause: time.Duration(c.Args.MaxPauseMS) * time.Millisecond, ApprovedBy: c.Args.ApprovedBy, NoWayBack: c.Args.NoWayBack, Rehearse: c.Args.Rehearse,
 	})
 	if ctx.Err() != nil {
 		return &report, ctx.Err() // the next worker settles it
@@ -151,7 +151,9 @@ func (r *runner) formerAttempt(ctx context.Context, attempt string) (*api.Cutove
 	if err := json.Unmarshal(raw, &report); err != nil {
 		return nil, fmt.Errorf("read attempt %s: %w", attempt, err)
 	}
-	report.Outcome = *outcome
+	if report.Outcome != cutover.OutcomeRehearsed {
+		report.Outcome = *outcome
+	}
 	if cert != nil {
 		report.Certificate = &tenant.Certificate{}
 		if err := json.Unmarshal(cert, report.Certificate); err != nil {

@@ -20,6 +20,7 @@ type cutoverOptions struct {
 	from, to  string
 	dryRun    bool
 	noWayBack bool
+	rehearse  bool
 	maxPause  time.Duration
 	otp       otpOptions
 }
@@ -47,6 +48,7 @@ func newCutoverCommand(a *App) *cobra.Command {
 	}
 	o.flags(cmd.Flags())
 	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "only say what stands in the way; nothing changes and no code is needed")
+	cmd.Flags().BoolVar(&o.rehearse, "rehearse", false, "do everything but the decision and take it back: says how long writes would pause (they do pause; code needed)")
 	cmd.Flags().BoolVar(&o.noWayBack, "no-way-back", false, "go on although a later rollback is not possible")
 	return cmd
 }
@@ -68,6 +70,9 @@ func runCutover(ctx context.Context, a *App, o cutoverOptions, action string) er
 	if err := o.otp.check(); err != nil {
 		return err
 	}
+	if o.dryRun && o.rehearse {
+		return usage("dry-run-or-rehearse", "--dry-run only looks; --rehearse pauses writes and takes it back", "--dry-run and --rehearse are two things")
+	}
 	if o.maxPause < 0 {
 		return usage("bad-max-pause", "write a duration such as 5s or 800ms", "--max-pause is negative")
 	}
@@ -84,7 +89,7 @@ func runCutover(ctx context.Context, a *App, o cutoverOptions, action string) er
 	if err := sameSource(ctx, a, o.from, r); err != nil {
 		return err
 	}
-	plan := api.CutoverPlan{Replication: r.ID, MaxPauseMS: o.maxPause.Milliseconds(), NoWayBack: o.noWayBack}
+	plan := api.CutoverPlan{Replication: r.ID, MaxPauseMS: o.maxPause.Milliseconds(), NoWayBack: o.noWayBack, Rehearse: o.rehearse}
 	var cmd api.Command
 	ask := func(ctx context.Context, approval api.Approval) error {
 		req := api.CutoverRequest{CutoverPlan: plan, DryRun: o.dryRun, Approval: approval}
@@ -163,19 +168,15 @@ func (a *App) printCutover(cmd api.Command, action string, failed error) error {
 
 func (a *App) cutoverText(r api.CutoverReport, action string) {
 	a.printFindings(a.Print, r.Findings)
-	if len(r.Steps) > 0 {
-		rows := make([][]string, len(r.Steps))
-		for i, s := range r.Steps {
-			rows[i] = []string{s.Step, output.Millis(s.Millis)}
-		}
-		a.Print.Table([]string{"step", ">took"}, rows)
-	}
+	a.printSteps(r.Steps)
 	for _, c := range r.Culprits {
 		a.Print.Textf("%s %s", a.Print.Paint(output.Yellow, "in the way:"), c)
 	}
 	switch {
 	case r.Outcome == "dry_run" && !tenant.Blocks(r.Findings):
 		a.Print.Textf("%s a %s could begin now", a.Print.Paint(output.Green, "ok:"), action)
+	case r.Outcome == "rehearsed":
+		a.Print.Textf("%s a %s would pause writes for about %s now; everything is as it was", a.Print.Paint(output.Green, "rehearsed:"), action, output.Millis(r.PauseMillis))
 	case r.Outcome == "target" && action == "cutover":
 		a.Print.Textf("%s the new side takes the writes; they paused for %s", a.Print.Paint(output.Green, "cut over:"), output.Millis(r.PauseMillis))
 	case r.Outcome == "source" && action == "rollback":

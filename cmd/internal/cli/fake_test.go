@@ -244,6 +244,12 @@ func (f *contract) command(w http.ResponseWriter, r *http.Request) {
 		case q.MaxPauseMS == 1:
 			rep.Outcome, rep.Culprits = "source", []string{"pid 4711: UPDATE accounts …"}
 			c.Error = &api.Problem{Kind: "timeout", Code: "cutover-restored", Detail: "the pause would have been too long", Hint: "try again"}
+		case q.Rehearse:
+			rep.Outcome = "rehearsed"
+			rep.Steps = []tenant.StepTime{
+				{Step: "prelock", Millis: 210}, {Step: "fence", Millis: 8, AtMillis: 210, Pause: true},
+				{Step: "drain", Millis: 24, AtMillis: 218, Pause: true}, {Step: "sequences", Millis: 0.1, AtMillis: 242, Pause: true},
+			}
 		}
 		c.Result = raw(rep)
 	case "rollback":

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"sync"
 	"testing"
 	"time"
 
@@ -46,7 +47,7 @@ func TestServer(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "ready": ready, "code": code, "sql": sql, "freeport": freePort, "appcode": appCode,
+			"exits": exits, "ready": ready, "code": code, "sql": sql, "freeport": freePort, "appcode": appCode, "hold": hold, "release": release, "shard": shardOf,
 		},
 	})
 }
@@ -132,4 +133,46 @@ func sql(ts *testscript.TestScript, _ bool, args []string) {
 	defer func() { _ = conn.Close(ctx) }()
 	_, err = conn.Exec(ctx, args[1])
 	ts.Check(err)
+}
+
+// held are the transactions that scripts hold open, by a script's directory and name.
+var held sync.Map
+
+// hold NAME DSN STATEMENT: runs a statement in a transaction that stays open until release NAME.
+func hold(ts *testscript.TestScript, _ bool, args []string) {
+	ctx, cancel := context.WithTimeout(context.Background(), startWithin)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, args[1])
+	ts.Check(err)
+	ts.Defer(func() { _ = conn.Close(context.Background()) })
+	_, err = conn.Exec(ctx, "BEGIN")
+	ts.Check(err)
+	_, err = conn.Exec(ctx, args[2])
+	ts.Check(err)
+	held.Store(ts.MkAbs(args[0]), conn)
+}
+
+// release NAME: rolls back what hold began.
+func release(ts *testscript.TestScript, _ bool, args []string) {
+	ctx, cancel := context.WithTimeout(context.Background(), startWithin)
+	defer cancel()
+	v, ok := held.LoadAndDelete(ts.MkAbs(args[0]))
+	conn, is := v.(*pgx.Conn)
+	if !ok || !is {
+		ts.Fatalf("nothing is held as %s", args[0])
+	}
+	_, err := conn.Exec(ctx, "ROLLBACK")
+	ts.Check(err)
+}
+
+// shard NAME: puts the connection string of the database's first shard into $SHARD.
+func shardOf(ts *testscript.TestScript, _ bool, args []string) {
+	ctx, cancel := context.WithTimeout(context.Background(), startWithin)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, ts.Getenv("SHARD1"))
+	ts.Check(err)
+	defer func() { _ = conn.Close(ctx) }()
+	var name string
+	ts.Check(conn.QueryRow(ctx, `SELECT datname FROM pg_database WHERE datname LIKE '%' || $1 || '%'`, args[0]).Scan(&name))
+	ts.Setenv("SHARD", shared.DSN(name).Reveal())
 }
