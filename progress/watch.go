@@ -67,6 +67,12 @@ func (l *Log) WatchAll(ctx context.Context, afterID int64, fn func(Stored) error
 	})
 }
 
+// Follow calls step at once, and then whenever an event may have come, until ctx ends; it returns ctx's error. Step says how
+// many events it found: after MaxLimit it is called again at once. For those who keep their place themselves.
+func (l *Log) Follow(ctx context.Context, step func() (int, error)) error {
+	return l.watch(ctx, everyStream, step)
+}
+
 // stopped carries the error with which the caller's function ended a watch.
 type stopped struct{ err error }
 

@@ -6,7 +6,8 @@
 //	     ├─ gateway   routes and statistics (redirect)
 //	     ├─ news      outbox → NATS (progress/natspub)
 //	     ├─ wake      LISTEN on the control database, wakes streams and long polls
-//	     ├─ jobs      River: purge of deleted databases, pruning
+//	     ├─ jobs      River: purge of deleted databases, pruning, webhooks, mails
+//	     ├─ notifier  events → deliveries to webhooks, mails (server/notify)
 //	     └─ worker    the replications' supervisor, handed in as a Worker
 //
 // # Who is authoritative

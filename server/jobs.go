@@ -72,6 +72,9 @@ func (s *Server) newJobs() (*river.Client[pgx.Tx], error) {
 	workers := river.NewWorkers()
 	river.AddWorker(workers, purgeWorker{s: s})
 	river.AddWorker(workers, pruneWorker{s: s})
+	s.notifier.AddWorkers(workers)
+	queues := s.notifier.Queues()
+	queues[river.QueueDefault] = river.QueueConfig{MaxWorkers: jobWorkers}
 	// One job of a kind at a time, however many servers there are.
 	once := &river.InsertOpts{MaxAttempts: 3, UniqueOpts: river.UniqueOpts{ByArgs: true}}
 	periodic := func(every time.Duration, args river.JobArgs) *river.PeriodicJob {
@@ -83,12 +86,15 @@ func (s *Server) newJobs() (*river.Client[pgx.Tx], error) {
 	}
 	c, err := river.NewClient(riverpgxv5.New(s.pool), &river.Config{
 		Schema: migrations.Schema, Workers: workers, Logger: s.log, SoftStopTimeout: jobsStopTimeout,
-		Queues:       map[string]river.QueueConfig{river.QueueDefault: {MaxWorkers: jobWorkers}},
+		Queues:       queues,
 		PeriodicJobs: []*river.PeriodicJob{periodic(purgeEvery, purgeArgs{}), periodic(pruneEvery, pruneArgs{})},
+		// Jobs that may take longer than this say so (Timeout), and are left alone until then.
+		RescueStuckJobsAfter: s.notifier.Rescue(),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("make the job queue: %w", err)
 	}
+	s.notifier.Use(c)
 	return c, nil
 }
 
@@ -159,6 +165,9 @@ func (s *Server) prune(ctx context.Context) error {
 	}
 	if _, err := s.otp.Prune(ctx, challengesKept); err != nil {
 		return fmt.Errorf("prune challenges: %w", err)
+	}
+	if _, err := s.notifier.Prune(ctx); err != nil {
+		return err
 	}
 	now := s.cfg.Now()
 	for what, stmt := range map[string]struct {

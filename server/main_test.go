@@ -101,13 +101,20 @@ func setup(t *testing.T, deps ...Deps) *bundle {
 	if len(deps) > 0 {
 		d = deps[0]
 	}
+	b.serve(cfg, d)
+	return b
+}
+
+// serve runs a server until the test ends.
+func (b *bundle) serve(cfg config.Config, d Deps) {
+	b.t.Helper()
 	d.Logger = slog.New(slog.NewJSONHandler(b.logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	s, err := New(t.Context(), cfg, d)
+	s, err := New(b.t.Context(), cfg, d)
 	if err != nil {
-		t.Fatal(err)
+		b.t.Fatal(err)
 	}
 	b.Server, b.url = s, "http://"+s.Addr().String()
-	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
+	ctx, cancel := context.WithCancel(context.WithoutCancel(b.t.Context()))
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
 	b.stop = sync.OnceValue(func() error {
@@ -119,16 +126,16 @@ func setup(t *testing.T, deps ...Deps) *bundle {
 			return errors.New("the server did not stop")
 		}
 	})
-	t.Cleanup(func() {
-		if err := b.stop(); err != nil {
-			t.Errorf("stop: %v", err)
+	stop := b.stop // a bundle may be served again
+	b.t.Cleanup(func() {
+		if err := stop(); err != nil {
+			b.t.Errorf("stop: %v", err)
 		}
 	})
 	b.eventually("the server answers", func() bool {
 		status, _ := b.get("/livez")
 		return status == http.StatusOK
 	})
-	return b
 }
 
 func (b *bundle) eventually(what string, f func() bool) {

@@ -64,5 +64,6 @@ func (s *Server) operations(a huma.API) {
 	add(s, a, operation{method: post, path: "/v1/replications/{id}/rollback", name: "rollback", summary: "Go back to the source (takes a challenge)", scope: scopeOperate, status: accepted}, s.rollback)
 	add(s, a, operation{method: get, path: "/v1/commands/{id}", name: "get-command", summary: "A request to a worker; ?wait=SECONDS waits for its end", scope: scopeRead}, s.getCommand)
 
+	s.webhookOperations(a)
 	s.streams(a)
 }

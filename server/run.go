@@ -47,6 +47,7 @@ func (s *Server) Run(ctx context.Context) error {
 	run("events", s.events.Run)
 	run("news", s.news.Run)
 	run("jobs", s.runJobs)
+	run("notifier", s.notifier.Run)
 	if s.worker != nil {
 		run("worker", s.worker.Run)
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/rehomedb/rehome/progress/natspub"
 	"github.com/rehomedb/rehome/redirect"
 	"github.com/rehomedb/rehome/server/config"
+	"github.com/rehomedb/rehome/server/notify"
 	"github.com/rehomedb/rehome/shard"
 	"github.com/rehomedb/rehome/tenant"
 )
@@ -48,7 +49,9 @@ type Parts struct {
 type Deps struct {
 	// NewWorker makes the supervisor of the replications. Nil: this server answers requests only.
 	NewWorker func(Parts) (Worker, error)
-	Logger    *slog.Logger
+	// Notify changes how webhooks and mails are sent; the zero value is what the documentation says.
+	Notify notify.Options
+	Logger *slog.Logger
 }
 
 // Installation is this installation's identity, from the control database.
@@ -80,6 +83,7 @@ type Server struct {
 	news         publisher
 	gateway      *redirect.Gateway
 	otp          *otp.Service
+	notifier     *notify.Notifier
 	jobs         *river.Client[pgx.Tx]
 	worker       Worker
 	metrics      *metrics
@@ -145,6 +149,10 @@ func (s *Server) makeParts(ctx context.Context, deps Deps) (err error) {
 		MaxHold: maxMaxPause + holdMargin,
 	})
 	s.otp = otp.New(otp.Config{Pool: s.pool, Seal: s.box, Channel: s.channel, Now: s.cfg.Now, Logger: s.log, Audit: s.auditOTP, Issuer: "Rehome"})
+	s.notifier = notify.New(notify.Config{
+		Pool: s.pool, Seal: s.box, Log: s.events, Installation: s.installation.ID, BaseURL: s.installation.BaseURL, Version: s.cfg.Version, Server: s.name,
+		Channel: s.channel, Audit: s.auditNotifier, Networks: s.cfg.WebhookNetworks, Now: s.cfg.Now, Logger: s.log, Options: deps.Notify,
+	})
 	if s.jobs, err = s.newJobs(); err != nil {
 		return err
 	}

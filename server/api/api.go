@@ -47,6 +47,17 @@
 //	GET    /v1/replications/{id}/certificate             tenant.Certificate
 //	GET    /v1/commands/{id}?wait=SECONDS                Command                                   (long poll, at most 30 s)
 //	GET    /v1/events?subject=&after=ID                  server-sent events: Event, of the installation
+//	GET    /v1/webhooks                                  []Webhook
+//	POST   /v1/webhooks                                  WebhookRequest -> WebhookSecret
+//	GET    /v1/webhooks/{id}                             Webhook
+//	PATCH  /v1/webhooks/{id}                             WebhookUpdate -> Webhook
+//	DELETE /v1/webhooks/{id}                             204
+//	POST   /v1/webhooks/{id}/test                        WebhookTest
+//	POST   /v1/webhooks/{id}/rotate-secret               WebhookRotate -> WebhookSecret
+//	GET    /v1/webhook-deliveries?webhook=&limit=        []WebhookDelivery                          (newest first)
+//	POST   /v1/webhook-deliveries/{id}/redeliver         WebhookDelivery
+//	GET    /v1/notifications                             []NotificationSettings
+//	PUT    /v1/notifications/{email}                     NotificationUpdate -> NotificationSettings
 //	GET    /v1/audit?limit=&before=                      []AuditEntry
 //
 // Authentication: "Authorization: Bearer CLIENT_ID:SECRET" or, for an installation's operator, "Bearer REHOME_SECRET".

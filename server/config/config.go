@@ -48,6 +48,8 @@ type Config struct {
 	EmailURL tenant.Secret `koanf:"email_url"`
 	// UsageStats says whether connections are counted per client: enabled or disabled.
 	UsageStats string `koanf:"usage_stats"`
+	// WebhookNetworks says where webhooks may go: any, or public, which refuses private networks and this machine.
+	WebhookNetworks string `koanf:"webhook_networks"`
 	// ServerName tells servers of one installation apart in leases and statistics; empty: host name and a random suffix.
 	ServerName string `koanf:"server_name"`
 	// DrainTimeout bounds how long a stop waits for requests in flight before it cuts them.
@@ -77,6 +79,7 @@ func (c Config) WithDefaults() Config {
 	set(&c.Listen, DefaultListen)
 	set(&c.PGListen, DefaultPGListen)
 	set(&c.UsageStats, "enabled")
+	set(&c.WebhookNetworks, "any")
 	set(&c.Version, "devel")
 	if c.EmailURL == "" {
 		c.EmailURL = DefaultEmailURL
@@ -121,6 +124,9 @@ func (c Config) Validate() error {
 	}
 	if c.UsageStats != "enabled" && c.UsageStats != "disabled" {
 		return bad("bad-usage-stats", "write enabled or disabled", "REHOME_USAGE_STATS is %q", c.UsageStats)
+	}
+	if c.WebhookNetworks != "any" && c.WebhookNetworks != "public" {
+		return bad("bad-webhook-networks", "write any or public", "REHOME_WEBHOOK_NETWORKS is %q", c.WebhookNetworks)
 	}
 	if c.NATSURL != "" {
 		if u, err := url.Parse(c.NATSURL); err != nil || u.Host == "" {

@@ -76,6 +76,7 @@ func TestErrors(t *testing.T) {
 		"bad-url":              {Environ: environ(append(good, "REHOME_URL=ftp://x")...)},
 		"bad-listen":           {Environ: environ(append(good, "REHOME_LISTEN=8080")...)},
 		"bad-usage-stats":      {Environ: environ(append(good, "REHOME_USAGE_STATS=yes")...)},
+		"bad-webhook-networks": {Environ: environ(append(good, "REHOME_WEBHOOK_NETWORKS=mine")...)},
 		"bad-drain-timeout":    {Environ: environ(append(good, "REHOME_DRAIN_TIMEOUT=soon")...)},
 		"bad-max-connections":  {Environ: environ(append(good, "REHOME_MAX_CONNECTIONS=20s")...)},
 		"no-config-file":       {Environ: environ("REHOME_CONFIG=/nonexistent.toml")},

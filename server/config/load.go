@@ -42,6 +42,7 @@ func settings() []setting {
 		{"nats_store", "folder of the embedded NATS server (default: temporary)", false},
 		{"email_url", "smtp://, smtps://, https:// (webhook), file:///dir or log: (default " + DefaultEmailURL + ")", true},
 		{"usage_stats", "enabled or disabled (default enabled)", false},
+		{"webhook_networks", "where webhooks may go: any, or public to refuse private networks (default any)", false},
 		{"server_name", "name of this server among those of the installation (default: host name)", false},
 		{"drain_timeout", "how long a stop waits for requests in flight (default " + DefaultDrainTimeout.String() + ")", false},
 		{"delete_grace", "how long a deleted database can be undeleted (default " + DefaultDeleteGrace.String() + ")", false},
@@ -134,7 +135,7 @@ func decode(k *koanf.Koanf) (Config, error) {
 	c := Config{
 		DatabaseURL: tenant.DSN(k.String("database_url")), Secret: tenant.Secret(k.String("secret")), URL: k.String("url"),
 		Listen: k.String("listen"), PGListen: k.String("pg_listen"), NATSURL: k.String("nats_url"), NATSStore: k.String("nats_store"),
-		EmailURL: tenant.Secret(k.String("email_url")), UsageStats: k.String("usage_stats"), ServerName: k.String("server_name"),
+		EmailURL: tenant.Secret(k.String("email_url")), UsageStats: k.String("usage_stats"), WebhookNetworks: k.String("webhook_networks"), ServerName: k.String("server_name"),
 	}
 	for name, field := range map[string]*time.Duration{"drain_timeout": &c.DrainTimeout, "delete_grace": &c.DeleteGrace, "tombstone": &c.Tombstone} {
 		text := k.String(name)
@@ -198,7 +199,7 @@ func lookup(environ []string, name string) string {
 func (c Config) Print(w io.Writer) error {
 	values := map[string]string{
 		"database_url": c.DatabaseURL.String(), "secret": show(c.Secret.Reveal()), "url": c.URL, "listen": c.Listen, "pg_listen": c.PGListen,
-		"nats_url": redactURL(c.NATSURL), "nats_store": c.NATSStore, "email_url": redactURL(c.EmailURL.Reveal()), "usage_stats": c.UsageStats,
+		"nats_url": redactURL(c.NATSURL), "nats_store": c.NATSStore, "email_url": redactURL(c.EmailURL.Reveal()), "usage_stats": c.UsageStats, "webhook_networks": c.WebhookNetworks,
 		"server_name": c.ServerName, "drain_timeout": c.DrainTimeout.String(), "max_connections": fmt.Sprint(c.MaxConnections),
 		"delete_grace": c.DeleteGrace.String(), "tombstone": c.Tombstone.String(),
 	}

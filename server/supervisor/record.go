@@ -158,7 +158,11 @@ func (j *journal) observe(ctx context.Context, o tenant.Observation, also func(p
 		if _, err := tx.Exec(ctx, `UPDATE rehome_control.replication_steps SET finished_at = now() WHERE replication = $1 AND finished_at IS NULL`, j.id); err != nil {
 			return err
 		}
-		return j.note(ctx, tx, "phase", map[string]any{"from": was.Phase, "to": next.Phase, "reason": next.Reason, "remedy": next.Remedy})
+		data := map[string]any{"from": was.Phase, "to": next.Phase, "reason": next.Reason, "remedy": next.Remedy}
+		if o.Kind == tenant.AskedPause { // a person knows already
+			data["asked"] = true
+		}
+		return j.note(ctx, tx, "phase", data)
 	})
 	if err != nil {
 		return next, fmt.Errorf("record %s: %w", o.Kind, err)

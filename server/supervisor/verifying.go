@@ -165,7 +165,8 @@ func (r *runner) saveVerification(ctx context.Context, v *verification, res tena
 	}
 	unfinished := res.Unfinished > 0 || res.Error != ""
 	var finished *time.Time
-	if differs := len(res.Schema) > 0 || anyDiffers(res.Tables); !unfinished || differs {
+	differs := len(res.Schema) > 0 || anyDiffers(res.Tables)
+	if !unfinished || differs {
 		finished = &res.FinishedAt
 	}
 	return r.journal.guarded(ctx, func(tx pgx.Tx) error {
@@ -177,7 +178,7 @@ func (r *runner) saveVerification(ctx context.Context, v *verification, res tena
 		if err != nil {
 			return fmt.Errorf("record the verification: %w", err)
 		}
-		data := map[string]any{"verification": res.ID, "clean": res.Clean, "lsn": res.LSN, "rows": res.Rows, "digest": res.Digest, "attempts": res.Attempts}
+		data := map[string]any{"verification": res.ID, "clean": res.Clean, "differs": differs, "lsn": res.LSN, "rows": res.Rows, "digest": res.Digest, "attempts": res.Attempts}
 		if unfinished {
 			data["unfinished_tables"], data["error"] = res.Unfinished, res.Error
 		}
