@@ -25,13 +25,13 @@ import (
 // brisk lets a day and a half pass in a second.
 func brisk() Deps {
 	p := notify.Policy{First: 20 * time.Millisecond, Factor: 2, Max: 200 * time.Millisecond, Tries: 6}
-	return Deps{Notify: notify.Options{Webhooks: p, Mails: p, Timeout: 500 * time.Millisecond}}
+	return Deps{Notify: notify.Options{Webhooks: p, Mails: p, Timeout: 500 * time.Millisecond, Poll: 100 * time.Millisecond}}
 }
 
 // patient tries again when the test is over.
 func patient() Deps {
 	p := notify.Policy{First: time.Hour, Factor: 1, Max: time.Hour, Tries: 6}
-	return Deps{Notify: notify.Options{Webhooks: p, Mails: p, Timeout: 500 * time.Millisecond}}
+	return Deps{Notify: notify.Options{Webhooks: p, Mails: p, Timeout: 500 * time.Millisecond, Poll: 100 * time.Millisecond}}
 }
 
 func (b *bundle) webhook(r *receiver, q api.WebhookRequest) api.WebhookSecret {

@@ -82,8 +82,14 @@ func (n *Notifier) word(x news, w where) otp.Notice {
 	o.Subject = issuer + ": " + o.Subject
 	for _, line := range []struct{ name, value string }{
 		{"When", x.event.Time.UTC().Format("2006-01-02 15:04:05 UTC")},
-		{"Database", w.Database}, {"Replication", w.Replication}, {"Old side", w.Source}, {"New side", w.Target},
-		{"Why", f.Reason}, {"What", f.Detail}, {"Remedy", f.Remedy}, {"Installation", n.cfg.BaseURL},
+		{"Database", w.Database},
+		{"Replication", w.Replication},
+		{"Old side", w.Source},
+		{"New side", w.Target},
+		{"Why", f.Reason},
+		{"What", f.Detail},
+		{"Remedy", f.Remedy},
+		{"Installation", n.cfg.BaseURL},
 	} {
 		if line.value != "" {
 			o.Where = append(o.Where, line.name+": "+line.value)

@@ -38,9 +38,10 @@ type Config struct {
 // Options change how things are sent; tests make them short.
 type Options struct {
 	Webhooks Policy        // zero: over a day and a half
-	Mails    Policy        // zero: over a day
+	Mails    Policy        // zero: over two thirds of a day
 	Timeout  time.Duration // of one try, from the dialling to the answer; zero: DefaultTimeout
 	TLS      *tls.Config   // nil: the system's roots
+	Poll     time.Duration // how late a try is made whose time has come; zero: webhookPoll
 	Rescue   time.Duration // when a job of a server that died is taken over; zero: RescueAfter
 }
 
@@ -73,7 +74,8 @@ const (
 	mailWorkers = 2
 	// webhookWorkers bounds how many requests one server sends to one webhook at a time.
 	webhookWorkers = 2
-	// webhookPoll is how late a delivery is found that was not announced; each webhook's queue asks that often.
+	// webhookPoll is how late a try is made whose time has come; each webhook's queue asks that often. New deliveries are
+	// announced, and do not wait for it.
 	webhookPoll = 2 * time.Second
 	// queuesEvery is how late a webhook that another server added is worked for.
 	queuesEvery = 2 * time.Second
@@ -100,6 +102,9 @@ func New(cfg Config) *Notifier {
 	}
 	if cfg.Options.Timeout == 0 {
 		cfg.Options.Timeout = DefaultTimeout
+	}
+	if cfg.Options.Poll == 0 {
+		cfg.Options.Poll = webhookPoll
 	}
 	if cfg.Options.Rescue == 0 {
 		cfg.Options.Rescue = RescueAfter
@@ -179,7 +184,7 @@ func (n *Notifier) syncQueues(ctx context.Context) error {
 		if _, ok := n.queues[name]; ok {
 			continue
 		}
-		err := n.jobs.Queues().Add(name, river.QueueConfig{MaxWorkers: webhookWorkers, FetchPollInterval: webhookPoll})
+		err := n.jobs.Queues().Add(name, river.QueueConfig{MaxWorkers: webhookWorkers, FetchPollInterval: n.cfg.Options.Poll})
 		if _, twice := errors.AsType[*river.QueueAlreadyAddedError](err); err != nil && !twice {
 			all = errors.Join(all, err)
 			continue

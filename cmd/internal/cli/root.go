@@ -83,7 +83,8 @@ func NewRoot(a *App) *cobra.Command {
 		newDeleteCommand(a), newUndeleteCommand(a))
 	add(groupManage, newAddShardCommand(a), newUpdateShardCommand(a), newRemoveShardCommand(a), newShardsCommand(a), newCreateCommand(a),
 		newAdoptCommand(a), newDatabasesCommand(a), newStateCommand(a, "start"), newStateCommand(a, "stop"), newRealmsCommand(a))
-	add(groupRights, newAuthorizeCommand(a), newClientsCommand(a), newRevokeCommand(a), newTOTPCommand(a), newEventsCommand(a), newAuditCommand(a))
+	add(groupRights, newAuthorizeCommand(a), newClientsCommand(a), newRevokeCommand(a), newTOTPCommand(a), newEventsCommand(a),
+		newWebhooksCommand(a), newNotificationsCommand(a), newAuditCommand(a))
 	root.AddCommand(newVersionCommand(a), newDocsCommand(root, a))
 	return root
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -44,10 +45,18 @@ func TestServer(t *testing.T) {
 			e.Setenv("SHARD1", shared.DSN("postgres").Reveal())
 			e.Setenv("SOURCE", pgcluster.NewDatabase(tb, shared).Reveal())
 			e.Setenv("TERM", "xterm")
+			// Takes whatever comes to /ok, and nothing else.
+			receiver := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path != "/ok" {
+					http.Error(w, "nothing here", http.StatusNotFound)
+				}
+			}))
+			tb.Cleanup(receiver.Close)
+			e.Setenv("RECEIVER", receiver.URL)
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "ready": ready, "code": code, "sql": sql, "freeport": freePort, "appcode": appCode, "hold": hold, "release": release, "shard": shardOf,
+			"exits": exits, "ready": ready, "code": code, "sql": sql, "freeport": freePort, "appcode": appCode, "hold": hold, "release": release, "shard": shardOf, "ids": ids, "arrived": arrived,
 		},
 	})
 }
