@@ -33,6 +33,9 @@ var shared *pgcluster.Cluster
 var binary string
 
 func TestMain(m *testing.M) {
+	if conf := os.Getenv(killChild); conf != "" {
+		os.Exit(serveKilled(conf))
+	}
 	if conf := os.Getenv(natsChild); conf != "" {
 		os.Exit(serveNATS(conf))
 	}

@@ -52,7 +52,7 @@ func (w *Witness) OpenSides(ctx context.Context) (map[string]bool, error) {
 }
 
 func (w *Witness) open(ctx context.Context, at string) (bool, error) {
-	conn, err := pgx.Connect(ctx, w.dsn(at).Reveal())
+	conn, err := pgx.Connect(ctx, w.DSN(at).Reveal())
 	if err != nil {
 		return false, err
 	}
@@ -64,7 +64,8 @@ func (w *Witness) open(ctx context.Context, at string) (bool, error) {
 	return err == nil, err
 }
 
-func (w *Witness) dsn(at string) tenant.DSN {
+// DSN is how the witness reaches a side.
+func (w *Witness) DSN(at string) tenant.DSN {
 	if at == AtSource {
 		return w.source
 	}
@@ -123,7 +124,7 @@ func (w *Witness) look(ctx context.Context, target bool) (Kept, error) {
 
 func (w *Witness) read(ctx context.Context, at string) (k Kept, tickets map[int64]int64, err error) {
 	k.Times, tickets = map[int64]int{}, map[int64]int64{}
-	conn, err := pgx.Connect(ctx, w.dsn(at).Reveal())
+	conn, err := pgx.Connect(ctx, w.DSN(at).Reveal())
 	if err != nil {
 		return k, nil, fmt.Errorf("read %s: %w", at, err)
 	}
