@@ -14,6 +14,11 @@ const (
 	// followLockTimeout bounds the wait for locks at a shard. An autovacuum gives way after deadlock_timeout, 1 s by
 	// default; whoever holds on longer is looked at.
 	followLockTimeout = 1500 * time.Millisecond
+	// firstSetTry and maxSetTry bound each wait for a lock while the fence is set, the gate's change being under way: a
+	// client whose statement is refused lets go at once, and one that waits for us, with a lock that we want, would keep
+	// both for the server's deadlock_timeout.
+	firstSetTry = 25 * time.Millisecond
+	maxSetTry   = 400 * time.Millisecond
 	// followTries bounds the rounds against deadlocks and dead coordinators.
 	followTries = 6
 	// shardIdle ends a prelocked shard session whose coordinator vanished. It blocks no writer, only vacuum and rivals.
@@ -198,10 +203,36 @@ func setFence(ctx context.Context, q Querier, tables []Table, side Side) error {
 	if sql == "" {
 		return nil
 	}
-	if _, err := q.Exec(ctx, sql, pgx.QueryExecModeSimpleProtocol); err != nil {
-		return fmt.Errorf("set the fence: %w", err)
+	return setLetting(ctx, q, lockSQL(wrong, "SHARE ROW EXCLUSIVE")+";\n"+sql)
+}
+
+// setLetting runs statements that lock several tables against their writers. Clients lock tables in their own order, also
+// on a side where they are refused: a pipeline of statements locks what it names when it is parsed. So this lets go of all
+// and tries again, as the fence at the source does, rather than wait for the server to find a deadlock. Without success
+// within followLockTimeout the last error is returned, and the transaction is as it was before.
+func setLetting(ctx context.Context, q Querier, sql string) error {
+	limit := time.Now().Add(followLockTimeout)
+	for try := firstSetTry; ; try = min(2*try, maxSetTry) {
+		if err := setLocal(ctx, q, "lock_timeout", try); err != nil {
+			return err
+		}
+		_, err := q.Exec(ctx, "SAVEPOINT rehome_set;\n"+sql+"\nRELEASE SAVEPOINT rehome_set", pgx.QueryExecModeSimpleProtocol)
+		if err == nil {
+			return nil
+		}
+		if !hasCode(err, "55P03", "40P01") {
+			return fmt.Errorf("set the fence: %w", err)
+		}
+		if _, err := q.Exec(ctx, "ROLLBACK TO SAVEPOINT rehome_set", pgx.QueryExecModeSimpleProtocol); err != nil {
+			return fmt.Errorf("set the fence: %w", err)
+		}
+		if time.Now().After(limit) {
+			return fmt.Errorf("set the fence: %w", err)
+		}
+		if err := sleep(ctx, jitter(firstSetTry/2)); err != nil {
+			return err
+		}
 	}
-	return nil
 }
 
 // withRetry repeats a transaction that lost a deadlock or waited too long; in the latter case it first ends sessions of
