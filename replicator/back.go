@@ -71,6 +71,9 @@ type BackConfig struct {
 	SpoolMemory int           // 0: the default
 	// SlotPatience bounds the wait for the transactions that are in the way of a shard's slot; 0: the default.
 	SlotPatience time.Duration
+	// ConflictPatience is how long a lane waits for another shard's row to go before the way back counts as broken; 0: the
+	// default.
+	ConflictPatience time.Duration
 }
 
 // Back is a replication's way back.
@@ -99,6 +102,7 @@ type backSide struct {
 	shard       Shard
 	several     bool                // there are other shards
 	home        bool                // its rows of reference tables count
+	patience    time.Duration       // of a lane with another shard's row
 	owned       func(string) string // the condition that a realm, an SQL expression, belongs to the shard
 	engine      *Engine
 	journal     *backJournal
@@ -121,6 +125,9 @@ func NewBack(cfg BackConfig) (*Back, error) {
 	if cfg.SlotPatience <= 0 {
 		cfg.SlotPatience = backSlotPatience
 	}
+	if cfg.ConflictPatience <= 0 {
+		cfg.ConflictPatience = conflictPatience
+	}
 	b := &Back{cfg: cfg, log: cfg.Logger.With("replication", cfg.Replication), busy: make(chan struct{}, 1), state: tenant.WayBackNone}
 	home := cfg.Placement.Home
 	if !slices.Contains(cfg.Placement.Shards(), home) {
@@ -128,7 +135,7 @@ func NewBack(cfg BackConfig) (*Back, error) {
 	}
 	for _, sh := range cfg.Shards {
 		s := &backSide{
-			replication: cfg.Replication, key: cfg.Replication + backKeySeparator + sh.Name, shard: sh, several: len(cfg.Shards) > 1, home: sh.Name == home,
+			replication: cfg.Replication, key: cfg.Replication + backKeySeparator + sh.Name, shard: sh, several: len(cfg.Shards) > 1, patience: cfg.ConflictPatience, home: sh.Name == home,
 			owned: func(realm string) string { return ownedRealms(cfg.Placement, sh.Name, realm) },
 		}
 		s.journal = &backJournal{b: b, s: s}

@@ -39,7 +39,7 @@ type backRig struct {
 func (r *rig) backConfig() replicator.BackConfig {
 	return replicator.BackConfig{
 		Replication: r.id, Source: r.source, Slot: "rehome_" + r.id, Publication: "rehome_" + r.id, Shards: r.shards, Placement: r.place, Options: r.opts,
-		Epoch: r.epoch, Pass: pass, Journal: r.jour, Gate: backGates{r.id}, Heartbeat: time.Second, SpoolMemory: r.spoolMemory, SlotPatience: r.slotPatience,
+		Epoch: r.epoch, Pass: pass, Journal: r.jour, Gate: backGates{r.id}, Heartbeat: time.Second, SpoolMemory: r.spoolMemory, SlotPatience: r.slotPatience, ConflictPatience: 3 * time.Second,
 		Logger: slog.New(slog.NewTextHandler(testWriter{r.t}, &slog.HandlerOptions{Level: slog.LevelInfo})),
 	}
 }
@@ -75,7 +75,10 @@ func newBackRig(t *testing.T, shards int, opts tenant.ReplicationOptions, ddl st
 	return newRig(t, shards, opts, ddl).cutOver()
 }
 
-func (r *rig) cutOver() *backRig {
+func (r *rig) cutOver() *backRig { return r.cutOverAfter(func() {}) }
+
+// cutOverAfter lets something happen between the making of the way back and the fence.
+func (r *rig) cutOverAfter(between func()) *backRig {
 	t := r.t
 	t.Helper()
 	b := &backRig{rig: r}
@@ -90,6 +93,7 @@ func (r *rig) cutOver() *backRig {
 	if err := b.back.Prepare(within(t)); err != nil {
 		t.Fatal(err)
 	}
+	between()
 	r.closeSource()
 	b.openShards()
 	b.forward.SetState(r.observe(tenant.SawDecidedTarget))
@@ -221,7 +225,7 @@ func (b *backRig) same(table string, shards ...int) {
 			shards = append(shards, i)
 		}
 	}
-	var there []string
+	there := []string{}
 	for _, i := range shards {
 		there = append(there, b.rows(open(b.t, b.shards[i].DSN), table)...)
 	}
@@ -242,7 +246,7 @@ func (b *backRig) rows(c *pgx.Conn, table string) []string {
 		b.t.Fatal(err)
 	}
 	slices.Sort(out)
-	return out
+	return append([]string{}, out...)
 }
 
 // realmsOf lists realms that belong to a shard.

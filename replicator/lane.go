@@ -17,6 +17,8 @@ import (
 const (
 	// idleRecord is how often a lane that has nothing to apply records how far it is, so that the slot can advance.
 	idleRecord = 5 * time.Second
+	// ownRecord is the same where all that was read came from the other direction.
+	ownRecord = 30 * time.Second
 	// flushPoll is how often a lane asks whether its last commits are on disk; the WAL writer flushes every 200 ms.
 	flushPoll = 100 * time.Millisecond
 	// keepRows is how many progress rows are kept at a shard, for people; only the last one counts.
@@ -40,10 +42,11 @@ type lane struct {
 	groups   int
 	start    tenant.LSN // the shard had everything before it when the stream began
 
-	gifts     *allowance           // values on their way to other lanes
-	peers     map[string]*pgx.Conn // sessions at other shards, for values that they kept
-	acked     func() tenant.LSN    // what every shard has on disk
-	keptCarry tenant.LSN           // the latest transaction that may have rows in rehome.carry; 0: none has
+	gifts     *allowance            // values on their way to other lanes
+	peers     map[string]*pgx.Conn  // sessions at other shards, for values that they kept
+	acked     func() tenant.LSN     // what every shard has on disk
+	onlyOurs  func(tenant.LSN) bool // see stream.onlyOurs
+	keptCarry tenant.LSN            // the latest transaction that may have rows in rehome.carry; 0: none has
 
 	mended map[uint32]map[string]tenant.LSN // by table and key: commits before it are at the shard already; the reader's
 	mends  bool                             // there were such keys when the lane was opened
@@ -176,7 +179,7 @@ func (l *lane) loop(ctx context.Context) error {
 					return err
 				}
 			}
-			if pos <= l.pos.lsn || time.Since(recorded) < idleRecord {
+			if pos <= l.pos.lsn || time.Since(recorded) < idleRecord || (time.Since(recorded) < ownRecord && l.onlyOurs(l.pos.lsn)) {
 				continue
 			}
 			err = l.apply(ctx, &group{end: pos})

@@ -4,6 +4,7 @@ import (
 	"strings"
 
 	"github.com/rehomedb/rehome/replicator/pgoutput"
+	"github.com/rehomedb/rehome/tenant"
 )
 
 // A transaction of a lane begins with its row of rehome.progress (pipelineRun.advance). Where the rows that a lane writes
@@ -44,4 +45,12 @@ func (r *relation) value(row pgoutput.Tuple, column string) string {
 		}
 	}
 	return ""
+}
+
+// onlyOurs reports whether what was read since a position are transactions of the other direction. A lane that has nothing
+// else to record takes its time: each of its records is a transaction that the other direction reads, and would record.
+func (s *stream) onlyOurs(since tenant.LSN) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ours > since && s.others <= since
 }

@@ -63,6 +63,8 @@ type stream struct {
 	begun    tenant.LSN // commit position of the last transaction that was begun
 	head     tenant.LSN // the source's write position, as it last said
 	barriers []*barrier
+	ours     tenant.LSN // end of the last transaction that was the other direction's
+	others   tenant.LSN // end of the last that was not
 }
 
 // run streams until the context ends or something fails; it returns what failed.
@@ -339,6 +341,11 @@ func (s *stream) commitTx(ctx context.Context, m *pgoutput.Message) error {
 	}
 	s.mu.Lock()
 	s.received = max(s.received, m.EndLSN)
+	if s.own {
+		s.ours = m.EndLSN
+	} else {
+		s.others = m.EndLSN
+	}
 	s.mu.Unlock()
 	if s.marker != "" {
 		s.e.markerRead(s.marker, m.LSN)

@@ -34,7 +34,7 @@ func (e *Engine) streamOnce(ctx context.Context) error {
 	for _, sh := range e.cfg.Shards {
 		l := &lane{
 			shard: sh, replication: e.cfg.Replication, epoch: e.cfg.Epoch, pass: e.cfg.Pass.Reveal(), in: newInbox(),
-			back: e.cfg.back, onMarker: e.markerApplied, onDurable: func() { signal(s.ackNow) }, acked: s.ack,
+			back: e.cfg.back, onMarker: e.markerApplied, onDurable: func() { signal(s.ackNow) }, acked: s.ack, onlyOurs: s.onlyOurs,
 		}
 		if err := l.open(ctx); err != nil {
 			return err
