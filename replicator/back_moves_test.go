@@ -41,9 +41,9 @@ func TestBackMovesBetweenShards(t *testing.T) {
 	exec(t, b.clients[0], `INSERT INTO accounts VALUES (1001, $1, 'a@x', 1), (1002, $1, 'b@x', 1), (1003, $1, 'c@x', 1)`, here)
 	b.settle()
 	for name, move := range map[string]struct{ leaves, comes string }{
-		"the key":                 {`DELETE FROM accounts WHERE id = 1001`, `INSERT INTO accounts VALUES (1001, '` + there + `', 'a@x', 2)`},
-		"a unique value":          {`UPDATE accounts SET mail = 'old' WHERE id = 1002`, `INSERT INTO accounts VALUES (2002, '` + there + `', 'b@x', 2)`},
-		"within a transaction":    {`BEGIN; UPDATE accounts SET n = 9 WHERE id = 1003; DELETE FROM accounts WHERE id = 1003; COMMIT`, `BEGIN; INSERT INTO accounts VALUES (1003, '` + there + `', 'c@x', 2); UPDATE accounts SET n = 3 WHERE id = 1003; COMMIT`},
+		"the key":                  {`DELETE FROM accounts WHERE id = 1001`, `INSERT INTO accounts VALUES (1001, '` + there + `', 'a@x', 2)`},
+		"a unique value":           {`UPDATE accounts SET mail = 'old' WHERE id = 1002`, `INSERT INTO accounts VALUES (2002, '` + there + `', 'b@x', 2)`},
+		"within a transaction":     {`BEGIN; UPDATE accounts SET n = 9 WHERE id = 1003; DELETE FROM accounts WHERE id = 1003; COMMIT`, `BEGIN; INSERT INTO accounts VALUES (1003, '` + there + `', 'c@x', 2); UPDATE accounts SET n = 3 WHERE id = 1003; COMMIT`},
 		"behind others' of theirs": {`DELETE FROM accounts WHERE id = 1002`, `INSERT INTO accounts VALUES (1002, '` + there + `', 'again', 2); INSERT INTO accounts VALUES (3001, '` + there + `', 'own', 2); DELETE FROM accounts WHERE id = 3001`},
 	} {
 		release := b.holdLane(0)

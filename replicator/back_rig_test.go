@@ -22,7 +22,9 @@ import (
 type backGates struct{ id string }
 
 func (backGates) InstallBack(ctx context.Context, c *pgx.Conn) error { return gate.InstallBack(ctx, c) }
-func (backGates) RemoveBack(ctx context.Context, c *pgx.Conn) error  { return gate.RemoveBack(ctx, c) }
+
+func (backGates) RemoveBack(ctx context.Context, c *pgx.Conn) error { return gate.RemoveBack(ctx, c) }
+
 func (g backGates) Heartbeat(ctx context.Context, c *pgx.Conn) error {
 	return gate.Heartbeat(ctx, c, g.id)
 }

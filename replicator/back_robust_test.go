@@ -33,7 +33,7 @@ func (b *backRig) scribble(shard int) (stop func()) {
 				}
 			}
 			_, err := c.Exec(ctx, fmt.Sprintf(`BEGIN; INSERT INTO items (realm_id, id, n, big) VALUES ('%[1]s', %[2]d, 0, repeat('b', %[3]d)); UPDATE items SET n = n + 1 WHERE realm_id = '%[1]s' AND id > %[2]d - 50;
-				DELETE FROM items WHERE realm_id = '%[1]s' AND id = %[2]d - 20; COMMIT`, realm, 100_000+i, rand.IntN(5000)), pgx.QueryExecModeSimpleProtocol) //nolint:gosec // no secret
+				DELETE FROM items WHERE realm_id = '%[1]s' AND id = %[2]d - 20; COMMIT`, realm, 100_000+i, rand.IntN(5000)), pgx.QueryExecModeSimpleProtocol)
 			if err != nil && ctx.Err() == nil && !c.IsClosed() {
 				done <- err
 				return
@@ -60,7 +60,7 @@ func TestBackKilled(t *testing.T) {
 	b := newBackRig(t, 2, backOptions, backDDL)
 	stops := []func(){b.scribble(0), b.scribble(1)}
 	for i := range 12 {
-		waitTicks(t, 20+rand.IntN(150)) //nolint:gosec // no secret
+		waitTicks(t, 20+rand.IntN(150))
 		switch i % 3 {
 		case 0:
 			b.again()

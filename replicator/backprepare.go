@@ -243,8 +243,10 @@ func (b *Back) seed(ctx context.Context, src *pgx.Conn, results []made) error {
 			}{
 				{`DELETE FROM rehome.progress WHERE replication = $1`, []any{s.key}},
 				{`INSERT INTO rehome.progress (replication, seq, epoch, lsn) VALUES ($1, 1, $2, $3::pg_lsn)`, []any{s.key, b.cfg.Epoch, m.at.String()}},
-				{`INSERT INTO rehome.back (replication, shard, system_identifier, timeline, schema) VALUES ($1, $2, $3, $4, $5)`,
-					[]any{s.key, s.shard.Name, m.id.SystemIdentifier, m.id.Timeline, m.schema}},
+				{
+					`INSERT INTO rehome.back (replication, shard, system_identifier, timeline, schema) VALUES ($1, $2, $3, $4, $5)`,
+					[]any{s.key, s.shard.Name, m.id.SystemIdentifier, m.id.Timeline, m.schema},
+				},
 			} {
 				if _, err := tx.Exec(ctx, q.sql, q.args...); err != nil {
 					return err

@@ -58,7 +58,7 @@ func (r *runner) keepWayBack(ctx context.Context) error {
 		default:
 		}
 		if err := pauseFor(ctx, lookEvery); err != nil {
-			return nil //nolint:nilerr // the runner is stopping
+			return nil
 		}
 	}
 }
