@@ -81,6 +81,10 @@ memory: setup ## Copy 5 GB and apply one transaction of 1M rows; the server's me
 matrix: setup ## Move a database from every version of Postgres to every version: MATRIX="13 15 17 18" (fetches what is missing)
 	scripts/matrix
 
+.PHONY: protocol
+protocol: setup ## Every death at every step of cutover and rollback, and the protocol's model with one attempt more
+	REHOME_LONG=1 go test -count=1 -v -timeout 40m -run '^(TestModel|TestDeath.*|TestSessions.*|TestRollback.*)$$' ./server/cutover
+
 .PHONY: torture
 torture: setup ## Break everything at random under a checked workload: SEEDS=5 runs of REHOME_TORTURE_SECONDS=360
 	REHOME_TORTURE_SEEDS=$(SEEDS) REHOME_TORTURE_SECONDS=$(REHOME_TORTURE_SECONDS) go test -count=1 -v -timeout 5h -run '^TestTorture$$' ./internal/e2e

@@ -156,6 +156,11 @@ func (a *Attempt) Fence(ctx context.Context, deadline time.Time) error {
 	if tag.RowsAffected() == 0 {
 		return ErrGateMoved
 	}
+	return a.lockTables(ctx, deadline)
+}
+
+// lockTables locks every table against writers, until deadline at most, and never starves them.
+func (a *Attempt) lockTables(ctx context.Context, deadline time.Time) error {
 	for try := firstLockTry; ; try = min(2*try, maxLockTry) {
 		rest := time.Until(deadline)
 		if rest <= 0 {

@@ -166,8 +166,8 @@ type AdoptRequest struct {
 type DatabaseUpdate struct {
 	Upstream       *string `json:"upstream,omitempty"`
 	SourceUpstream *string `json:"source_upstream,omitempty"`
-	Owner    *string `json:"owner,omitempty"`
-	State    *string `json:"state,omitempty"`
+	Owner          *string `json:"owner,omitempty"`
+	State          *string `json:"state,omitempty"`
 }
 
 // Database is a tenant's logical database.
@@ -362,6 +362,7 @@ type CutoverReport struct {
 	Steps       []tenant.StepTime   `json:"steps"`
 	Culprits    []string            `json:"culprits,omitempty"` // who was in the way: pid and query
 	Certificate *tenant.Certificate `json:"certificate,omitempty"`
+	Rollback    *tenant.Rollback    `json:"rollback,omitempty"` // what a rollback that went through has done
 }
 
 // RedirectPlan is what the code of a redirect is bound to.

@@ -140,18 +140,27 @@ func followShard(ctx context.Context, s Shard, state gate.State) error {
 // ThawSource lets the source's sequences run on again, as they could before the cutover: for the side whose fence is
 // dropped when the replication is completed, or that takes the writes back. Nothing happens if no cutover froze them.
 func (c *Coordinator) ThawSource(ctx context.Context, replication string, source *pgx.Conn) error {
+	values, err := c.frozen(ctx, replication)
+	if err != nil || len(values) == 0 {
+		return err
+	}
+	return catalog.ThawSequences(ctx, source, values)
+}
+
+// frozen reads the source's sequences as they were before the last cutover froze them; none if none did.
+func (c *Coordinator) frozen(ctx context.Context, replication string) ([]tenant.SequenceValue, error) {
 	var raw []byte
 	err := c.cfg.Pool.QueryRow(ctx, `SELECT report->'frozen_sequences' FROM rehome_control.cutovers
 		WHERE replication = $1 AND direction = 'cutover' AND outcome = 'target' ORDER BY gate_epoch DESC LIMIT 1`, replication).Scan(&raw)
 	if errors.Is(err, pgx.ErrNoRows) || (err == nil && raw == nil) {
-		return nil
+		return nil, nil
 	}
 	if err != nil {
-		return fmt.Errorf("read the frozen sequences: %w", err)
+		return nil, fmt.Errorf("read the frozen sequences: %w", err)
 	}
 	var values []tenant.SequenceValue
 	if err := json.Unmarshal(raw, &values); err != nil {
-		return fmt.Errorf("read the frozen sequences: %w", err)
+		return nil, fmt.Errorf("read the frozen sequences: %w", err)
 	}
-	return catalog.ThawSequences(ctx, source, values)
+	return values, nil
 }

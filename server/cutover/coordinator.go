@@ -100,6 +100,8 @@ type Attempt struct {
 	DryRun     bool // preflight only: nothing changes
 	Rehearse   bool // everything but the decision, then back: see rehearse.go
 	NoWayBack  bool // findings about the way back do not refuse
+	// Check adds findings to a rollback's preflight: what stands between the shards' data and the source. Nil: nothing.
+	Check func(ctx context.Context) ([]tenant.Finding, error)
 	// Tail verifies, behind the fence and after the drain, what the last verification did not see. Nil: nothing.
 	Tail func(ctx context.Context, source pgx.Tx) error
 }
@@ -130,10 +132,16 @@ const (
 	StepCommitting = "committing" // persisted just before COMMIT
 	StepCommitted  = "committed"  // after the COMMIT, before anything is persisted of it: an unanswered COMMIT
 	StepDecided    = "decided"
+	StepLock       = "lock"       // rollback: every shard's writers wait
+	StepFenceOne   = "fence-one"  // rollback: the first shard is fenced; not persisted
+	StepTake       = "take"       // rollback: the source's transaction holds the gate
 	StepFollowOne  = "follow-one" // after the first shard opened; not persisted
 	StepFollowed   = "followed"
 	StepFinished   = "finished"
 )
 
-// Steps lists all of them in order, for tests.
-var Steps = []string{StepIntent, StepWayBack, StepPrelock, StepHold, StepFence, StepMarker, StepDrain, StepSequences, StepTail, StepCommitting, StepCommitted, StepDecided, StepFollowOne, StepFollowed, StepFinished}
+// Steps lists all of a cutover's in order, RollbackSteps a rollback's, for tests.
+var (
+	Steps         = StepsOf(DirectionCutover)
+	RollbackSteps = StepsOf(DirectionRollback)
+)

@@ -39,6 +39,14 @@ func (r *run) die(err error) (Report, error) {
 	if r.gate != nil {
 		r.gate.Abandon(cut)
 	}
+	if r.back != nil {
+		r.back.Abandon(cut)
+	}
+	for _, f := range r.fences {
+		if f != nil && f.fence != nil {
+			f.fence.Abandon(cut)
+		}
+	}
 	for _, s := range r.shards {
 		for _, conn := range []*pgx.Conn{s.conn, s.aside} {
 			if conn != nil && cut {

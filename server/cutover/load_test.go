@@ -26,6 +26,7 @@ type load struct {
 	mu       sync.Mutex
 	accepted []write
 	problems []string
+	marks    []time.Time // each begins a move of the authority
 	stop     context.CancelFunc
 	wg       sync.WaitGroup
 }
@@ -84,6 +85,48 @@ func (w *world) realmOf(shard int) string {
 	}
 }
 
+// moves notes that a move of the authority begins: whatever was accepted before has been accepted at one side.
+func (l *load) moves() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.marks = append(l.marks, time.Now())
+}
+
+// more waits for writes that began from now on and are accepted at the side.
+func (l *load) more(t *testing.T, target bool) {
+	t.Helper()
+	before := l.count(target)
+	eventually(t, fmt.Sprintf("more writes, at the target: %v", target), func() bool { return l.count(target) > before+20 })
+}
+
+// checkOneSide: with every move one side ends before the other begins. If a write of each side began after one of the
+// other had been accepted, both were open.
+func (l *load) checkOneSide(t *testing.T) {
+	t.Helper()
+	bounds := append([]time.Time{{}}, l.marks...)
+	bounds = append(bounds, time.Now())
+	for i, from := range bounds[:len(bounds)-1] {
+		var firstEnd, lastStart [2]time.Time // by side: the source, the shards
+		for _, a := range l.accepted {
+			if a.start.Before(from) || a.end.After(bounds[i+1]) {
+				continue
+			}
+			side := min(a.side+1, 1)
+			if firstEnd[side].IsZero() || a.end.Before(firstEnd[side]) {
+				firstEnd[side] = a.end
+			}
+			if a.start.After(lastStart[side]) {
+				lastStart[side] = a.start
+			}
+		}
+		after := func(x, y int) bool { return !firstEnd[y].IsZero() && lastStart[x].After(firstEnd[y]) }
+		if after(0, 1) && after(1, 0) {
+			t.Fatalf("both sides were open during move %d: the source accepted a write %s after a shard did, a shard %s after the source did",
+				i, lastStart[0].Sub(firstEnd[1]), lastStart[1].Sub(firstEnd[0]))
+		}
+	}
+}
+
 // check ends the load and checks the promises: never both open, nothing acknowledged is missing, all sides agree with
 // the gate.
 func (w *world) check(t *testing.T, l *load, want gate.Side) {
@@ -97,17 +140,7 @@ func (w *world) check(t *testing.T, l *load, want gate.Side) {
 	if want != "" && state.Side != want {
 		t.Errorf("the gate says %+v, want side %s", state, want)
 	}
-	var firstTarget time.Time
-	for _, a := range l.accepted {
-		if a.side >= 0 && (firstTarget.IsZero() || a.end.Before(firstTarget)) {
-			firstTarget = a.end
-		}
-	}
-	for _, a := range l.accepted {
-		if a.side < 0 && !firstTarget.IsZero() && a.start.After(firstTarget) {
-			t.Fatalf("both sides were open: the source accepted a write %s after a shard did", a.start.Sub(firstTarget))
-		}
-	}
+	l.checkOneSide(t)
 	have := map[string]bool{}
 	collect := func(conn *pgx.Conn) {
 		rows, err := conn.Query(ctx, `SELECT id FROM entries`)

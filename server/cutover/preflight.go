@@ -81,6 +81,12 @@ func (r *run) preflight(ctx context.Context) error {
 		return err
 	}
 	r.shardTop = slices.Max(append(tops, 0))
+	r.sorted(f)
+	return nil
+}
+
+// sorted accepts what may be and was, and puts the findings in order.
+func (r *run) sorted(f *findings) {
 	for i := range f.list {
 		// Only these may be waved through; the others would make the cutover fail or lose something.
 		if code := f.list[i].Code; code == "fsync-off" || wayBackFamily(code) {
@@ -95,7 +101,6 @@ func (r *run) preflight(ctx context.Context) error {
 		return strings.Compare(rank(a.Severity)+a.ID(), rank(b.Severity)+b.ID())
 	})
 	r.rec.Findings = f.list
-	return nil
 }
 
 func rank(s tenant.Severity) string {
@@ -108,13 +113,17 @@ func rank(s tenant.Severity) string {
 	return "2"
 }
 
-// checkVerification demands that the latest verification is clean and fresh.
+// checkVerification demands that the latest verification is clean and fresh, and made since the authority moved last.
 func (r *run) checkVerification(ctx context.Context, f *findings) error {
+	moved, err := r.c.lastMove(ctx, r.job.Replication)
+	if err != nil {
+		return err
+	}
 	const verify = "run: rehome verify"
 	var id string
 	var raw []byte
 	var finished time.Time
-	err := r.c.cfg.Pool.QueryRow(ctx, `SELECT id, result, finished_at FROM rehome_control.verifications
+	err = r.c.cfg.Pool.QueryRow(ctx, `SELECT id, result, finished_at FROM rehome_control.verifications
 		WHERE replication = $1 AND finished_at IS NOT NULL ORDER BY finished_at DESC LIMIT 1`, r.job.Replication).Scan(&id, &raw, &finished)
 	if errors.Is(err, pgx.ErrNoRows) {
 		f.add(tenant.Blocking, "not-verified", r.job.Database, verify, "the replication was never verified")
@@ -135,27 +144,49 @@ func (r *run) checkVerification(ctx context.Context, f *findings) error {
 		f.add(tenant.Blocking, "verification-not-clean", id, "see its differences, mend them and run: rehome verify", "the latest verification found differences")
 	} else if age > VerificationMaxAge {
 		f.add(tenant.Blocking, "verification-too-old", id, verify, "the latest verification is %s old; at most %s is allowed", age.Round(time.Second), VerificationMaxAge)
+	} else if !finished.After(moved) {
+		f.add(tenant.Blocking, "verification-too-old", id, verify, "the latest verification is older than the last cutover or rollback, which was at %s", moved.Format(time.RFC3339))
 	}
 	return nil
+}
+
+// lastMove is when the authority moved last, by a cutover or a rollback of this replication; zero if it never did.
+func (c *Coordinator) lastMove(ctx context.Context, replication string) (time.Time, error) {
+	var at time.Time
+	err := c.cfg.Pool.QueryRow(ctx, `SELECT coalesce((report->>'decided_at')::timestamptz, finished_at) FROM rehome_control.cutovers
+		WHERE replication = $1 AND finished_at IS NOT NULL AND (direction, outcome) IN (('cutover', 'target'), ('rollback', 'source'))
+		ORDER BY gate_epoch DESC LIMIT 1`, replication).Scan(&at)
+	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+		return at, fmt.Errorf("read when the authority moved last: %w", err)
+	}
+	return at, nil
 }
 
 // checkLag demands that the replication is in sync and stays close behind: good samples in a row, for which it waits a
 // little, since a lag that comes and goes is the rule beside busy writers.
 func (r *run) checkLag(ctx context.Context, f *findings) error {
-	if p := r.stream.Progress(); p.Phase != tenant.InSync && p.Phase != tenant.CuttingOver {
+	if p := r.stream.Progress(); p.Phase != tenant.InSync && p.Phase != tenant.CuttingOver && p.Phase != tenant.RolledBack {
 		f.add(tenant.Blocking, "not-in-sync", r.job.Database, "wait until rehome replication-progress says in_sync", "the replication is %s", p.Phase)
 		return nil
 	}
+	return r.checkClose(ctx, f, "the shards", "the source", func() (int64, float64) {
+		p := r.stream.Progress()
+		return p.LagBytes, p.LagMillis
+	})
+}
+
+// checkClose demands a short lag several times in a row.
+func (r *run) checkClose(ctx context.Context, f *findings, who, whom string, lag func() (bytes int64, ms float64)) error {
 	most := max(maxLagMillis, float64(r.at.MaxPause.Milliseconds())/lagShare)
 	limit := time.Now().Add(lagPatience)
 	for good := 0; good < lagSamples; {
-		p := r.stream.Progress()
+		bytes, ms := lag()
 		good++
-		if p.LagBytes > maxLagBytes || p.LagMillis > most {
+		if bytes > maxLagBytes || ms > most {
 			good = 0
 			if time.Now().After(limit) {
 				f.add(tenant.Blocking, "lag", r.job.Database, "wait for a quieter moment, or allow a longer --max-pause",
-					"the shards are %d bytes or %.0f ms behind the source; at most %d bytes and %.0f ms fit into the pause", p.LagBytes, p.LagMillis, int64(maxLagBytes), most)
+					"%s are %d bytes or %.0f ms behind %s; at most %d bytes and %.0f ms fit into the pause", who, bytes, ms, whom, int64(maxLagBytes), most)
 				return nil
 			}
 		}

@@ -32,7 +32,12 @@ type record struct {
 	SystemID     string                 `json:"source_system_identifier,omitempty"`
 	ApprovedBy   string                 `json:"approved_by,omitempty"`
 	Error        string                 `json:"error,omitempty"`
-	NoWayBack    bool                   `json:"no_way_back,omitempty"` // none was wanted, or the installation has none
+	NoWayBack    bool                   `json:"no_way_back,omitempty"`   // none was wanted, or the installation has none
+	Fenced       []tenant.ShardFenced   `json:"fenced,omitempty"`        // rollback: the shards, as they were closed
+	WayBackLeft  bool                   `json:"way_back_left,omitempty"` // it is still to be dropped; see Tidy
+
+	goes Direction // of one that was read
+	step string
 }
 
 // raise moves the source's gate up where a shard's is ahead of it, from an earlier replication: it would not follow.
@@ -60,17 +65,36 @@ func (r *run) intend(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("write the intent down: %w", err)
 	}
-	_, err = r.c.cfg.Pool.Exec(ctx, `INSERT INTO rehome_control.cutovers (attempt, replication, direction, gate_epoch, step, max_pause_ms, approved_by, report)
-		VALUES ($1, $2, $8, $3, $4, $5, $6, $7)`, r.at.ID, r.job.Replication, r.rec.Epoch, StepIntent, r.at.MaxPause.Milliseconds(), r.at.ApprovedBy, raw, r.direction())
+	// One at a time: whatever is unfinished is resolved first, and the replication's row keeps two from beginning at once.
+	one := false
+	err = pgx.BeginFunc(ctx, r.c.cfg.Pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `SELECT FROM rehome_control.replications WHERE id = $1 FOR UPDATE`, r.job.Replication); err != nil {
+			return err
+		}
+		tag, err := tx.Exec(ctx, `INSERT INTO rehome_control.cutovers (attempt, replication, direction, gate_epoch, step, max_pause_ms, approved_by, report)
+			SELECT $1, $2, $3, $4, $5, $6, $7, $8
+			WHERE NOT EXISTS (SELECT FROM rehome_control.cutovers WHERE replication = $2 AND finished_at IS NULL)`,
+			r.at.ID, r.job.Replication, string(r.goes), r.rec.Epoch, StepIntent, r.at.MaxPause.Milliseconds(), r.at.ApprovedBy, raw)
+		one = tag.RowsAffected() == 1
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("write the intent down: %w", err)
 	}
+	if !one {
+		return tenant.Errorf(tenant.KindConflict, "another-attempt", "wait until it has ended; see rehome replications", "another cutover or rollback of replication %s is under way", r.job.Replication)
+	}
+	r.last = StepIntent
 	return nil
 }
 
 // save persists the step with the draft of the report. Within the pause it does not wait for the control database's
 // disk: should the row be lost, RESOLVE needs no more than the intent.
 func (r *run) save(ctx context.Context, step string, durable bool) error {
+	if !MayFollow(r.goes, r.last, step) {
+		return fmt.Errorf("write step %s down: it does not follow %s", step, r.last)
+	}
+	r.last = step
 	raw, err := json.Marshal(r.rec)
 	if err != nil {
 		return fmt.Errorf("write step %s down: %w", step, err)
@@ -118,28 +142,28 @@ func (r *run) mark(ctx context.Context, name string, fn func() error) error {
 	return r.c.crash(name)
 }
 
-// finish writes the outcome down, once: whoever comes later leaves it as it is.
-func (c *Coordinator) finish(ctx context.Context, rec *record, cert *tenant.Certificate) error {
+// finish writes the outcome down, once: whoever comes later leaves it as it is, and ours is false.
+func (c *Coordinator) finish(ctx context.Context, rec *record, cert *tenant.Certificate) (ours bool, err error) {
 	raw, err := json.Marshal(rec)
 	if err != nil {
-		return fmt.Errorf("write the outcome down: %w", err)
+		return false, fmt.Errorf("write the outcome down: %w", err)
 	}
 	var certificate []byte
 	if cert != nil {
 		if certificate, err = json.Marshal(cert); err != nil {
-			return fmt.Errorf("write the certificate down: %w", err)
+			return false, fmt.Errorf("write the certificate down: %w", err)
 		}
 	}
 	side := rec.Outcome
 	if side == OutcomeRehearsed {
 		side = OutcomeSource
 	}
-	_, err = c.cfg.Pool.Exec(ctx, `UPDATE rehome_control.cutovers SET step = $2, outcome = $3, report = $4, certificate = $5, finished_at = now()
+	tag, err := c.cfg.Pool.Exec(ctx, `UPDATE rehome_control.cutovers SET step = $2, outcome = $3, report = $4, certificate = $5, finished_at = now()
 		WHERE attempt = $1 AND finished_at IS NULL`, rec.Attempt, StepFinished, side, raw, certificate)
 	if err != nil {
-		return fmt.Errorf("write the outcome down: %w", err)
+		return false, fmt.Errorf("write the outcome down: %w", err)
 	}
-	return nil
+	return tag.RowsAffected() > 0, nil
 }
 
 // certify signs the certificate and finishes the attempt.
@@ -158,16 +182,11 @@ func (c *Coordinator) certify(ctx context.Context, job Job, rec *record, state g
 	}
 	// The row keeps the certificate once, in its own column.
 	rec.Certificate = nil
-	if err := c.finish(ctx, rec, cert); err != nil {
+	if _, err := c.finish(ctx, rec, cert); err != nil {
 		return err
 	}
 	rec.Certificate = cert
 	return nil
-}
-
-// decidedBy reports whether the state is the decision of this attempt for the target.
-func decidedBy(s gate.State, attempt string, e int64) bool {
-	return s.Side == gate.SideTarget && s.Epoch == e+1 && s.Attempt == attempt
 }
 
 // isSequenceMoved: ALTER SEQUENCE … MAXVALUE below the sequence's value (invalid_parameter_value).

@@ -65,72 +65,100 @@ func (c *Coordinator) ResolveAndFollow(ctx context.Context, job Job) (Resolution
 	if res.Foreign, err = c.foreign(ctx, job, res.State); err != nil {
 		return res, err
 	}
+	verdicts := make([]Verdict, len(recs))
+	attempts := make([]string, len(recs))
+	for i, rec := range recs {
+		attempts[i], verdicts[i] = rec.Attempt, Decide(rec.goes, rec.Epoch, rec.Attempt, res.State, res.Foreign)
+		if err := c.plausible(job, rec, verdicts[i], res.State); err != nil {
+			return res, err
+		}
+	}
 	if res.Foreign {
 		c.cfg.Logger.Error("the source was cut over to another target", "replication", job.Replication, "attempt", res.State.Attempt, "target", res.State.NewURL)
-	} else if err := c.followAll(ctx, job, res.State); err != nil {
-		return res, followUpError(err)
-	}
-	opened := c.cfg.Now()
-	if !res.Foreign {
-		attempts := make([]string, 0, len(recs))
-		for _, rec := range recs {
-			attempts = append(attempts, rec.Attempt)
+	} else {
+		if err := c.followAll(ctx, job, res.State); err != nil {
+			return res, followUpError(err)
 		}
 		if err := c.switchClients(ctx, job, res.State, attempts...); err != nil {
 			return res, followUpError(err)
 		}
 	}
-	for _, rec := range recs {
-		if decidedBy(res.State, rec.Attempt, rec.Epoch) {
-			rec.Outcome = OutcomeTarget
-			if rec.DecidedAt.IsZero() {
-				rec.DecidedAt = opened.UTC().Truncate(time.Microsecond)
-			}
-			if !rec.HeldAt.IsZero() {
-				rec.PauseMillis = millis(opened.Sub(rec.HeldAt))
-			}
-			if err := c.certify(ctx, job, rec, res.State); err != nil {
-				return res, followUpError(err)
-			}
-		} else {
-			rec.Outcome = OutcomeSource
-			if rec.Error == "" {
-				rec.Error = "the server that ran the attempt went away"
-			}
-			if job.WayBack != nil && !rec.NoWayBack {
-				if err := job.WayBack.Discard(ctx); err != nil {
-					return res, followUpError(fmt.Errorf("drop the way back: %w", err))
-				}
-			}
-			if err := c.finish(ctx, rec, nil); err != nil {
-				return res, followUpError(err)
-			}
+	for i, rec := range recs {
+		if err := c.conclude(ctx, job, rec, verdicts[i], res.State); err != nil {
+			return res, followUpError(err)
 		}
-		c.cfg.Logger.Info("resolved an unfinished cutover", "replication", job.Replication, "attempt", rec.Attempt, "outcome", rec.Outcome, "gate_epoch", res.State.Epoch)
+		c.cfg.Logger.Info("resolved an unfinished attempt", "replication", job.Replication, "direction", string(rec.goes), "attempt", rec.Attempt, "outcome", rec.Outcome, "gate_epoch", res.State.Epoch)
 		res.Resolved = append(res.Resolved, rec.Report)
 	}
 	return res, nil
 }
 
+// plausible compares what the gate says with where the attempt's record ends.
+func (c *Coordinator) plausible(job Job, rec *record, v Verdict, s gate.State) error {
+	log := c.cfg.Logger.With("replication", job.Replication, "attempt", rec.Attempt, "direction", string(rec.goes), "step", rec.step, "gate_epoch", s.Epoch, "gate_side", string(s.Side))
+	switch {
+	case !v.Known:
+		log.Error("the gate says nothing of the attempt")
+	case Find(rec.goes, rec.step).Allows(v):
+		return nil
+	case v.Won:
+		// The control database lost something, and not the gate: what the gate says is done.
+		log.Warn("the gate decided further than the attempt's record goes")
+		return nil
+	default:
+		log.Error("the decision is recorded, and the gate does not have it")
+	}
+	return tenant.Errorf(tenant.KindRefused, "gate-went-back", "see whether the source was restored from a backup or failed over to a standby that was behind, and stop its clients; decide by hand which side is right",
+		"the gate at the source (epoch %d, %s) does not fit attempt %s, which had come to step %s", s.Epoch, s.Side, rec.Attempt, rec.step)
+}
+
+// conclude writes the outcome of an attempt down that another server began, and drops a way back that nobody needs.
+func (c *Coordinator) conclude(ctx context.Context, job Job, rec *record, v Verdict, s gate.State) error {
+	now := c.cfg.Now()
+	rec.Outcome = v.Outcome
+	rec.WayBackLeft = v.Discard && job.WayBack != nil && !rec.NoWayBack
+	if v.Won {
+		if rec.DecidedAt.IsZero() {
+			rec.DecidedAt = now.UTC().Truncate(time.Microsecond)
+		}
+		if !rec.HeldAt.IsZero() {
+			rec.PauseMillis = millis(now.Sub(rec.HeldAt))
+		}
+	} else if rec.Error == "" {
+		rec.Error = "the server that ran the attempt went away"
+	}
+	if v.Certify {
+		return c.certify(ctx, job, rec, s)
+	}
+	if v.Won {
+		rec.Rollback = c.rollbackRecord(job, rec, s)
+	}
+	ours, err := c.finish(ctx, rec, nil)
+	if err == nil && ours {
+		c.discardWayBack(ctx, job, rec)
+	}
+	return err
+}
+
 // unfinished reads the attempts without an outcome, oldest first.
 func (c *Coordinator) unfinished(ctx context.Context, replication string) ([]*record, error) {
-	rows, err := c.cfg.Pool.Query(ctx, `SELECT attempt, gate_epoch, report FROM rehome_control.cutovers
-		WHERE replication = $1 AND direction IN ('cutover', 'rehearsal') AND finished_at IS NULL ORDER BY gate_epoch, started_at`, replication)
+	rows, err := c.cfg.Pool.Query(ctx, `SELECT attempt, direction, step, gate_epoch, report FROM rehome_control.cutovers
+		WHERE replication = $1 AND direction IN ('cutover', 'rollback', 'rehearsal') AND finished_at IS NULL ORDER BY gate_epoch, started_at`, replication)
 	if err != nil {
 		return nil, fmt.Errorf("look for unfinished attempts: %w", err)
 	}
 	recs, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*record, error) {
-		var attempt string
+		var attempt, direction, step string
 		var epoch int64
 		var raw []byte
-		if err := row.Scan(&attempt, &epoch, &raw); err != nil {
+		if err := row.Scan(&attempt, &direction, &step, &epoch, &raw); err != nil {
 			return nil, err
 		}
 		rec := &record{}
 		if err := json.Unmarshal(raw, rec); err != nil {
 			return nil, err
 		}
-		rec.Attempt, rec.Epoch = attempt, epoch
+		rec.Attempt, rec.Epoch, rec.goes, rec.step = attempt, epoch, Direction(direction), step
 		return rec, nil
 	})
 	if err != nil {

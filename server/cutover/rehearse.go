@@ -23,21 +23,8 @@ import (
 // errRehearsed ends a rehearsal that fitted into the pause.
 var errRehearsed = errors.New("rehearsed")
 
-// direction is what the control database calls the attempt.
-func (r *run) direction() string {
-	if r.at.Rehearse {
-		return "rehearsal"
-	}
-	return "cutover"
-}
-
 // noun is what people call it.
-func (r *run) noun() string {
-	if r.at.Rehearse {
-		return "rehearsal"
-	}
-	return "cutover"
-}
+func (r *run) noun() string { return string(r.goes) }
 
 // shardSequences is what a rehearsal puts back at a shard.
 type shardSequences struct {
@@ -152,10 +139,14 @@ func (r *run) endRehearsal(ctx context.Context) (Report, error) {
 	}
 	r.restoreSequences(ctx)
 	r.closeSessions(ctx)
-	r.discardWayBack(ctx)
 	r.rec.Outcome = OutcomeRehearsed
-	if err := r.c.finish(ctx, r.rec, nil); err != nil {
+	r.rec.WayBackLeft = r.job.WayBack != nil && !r.rec.NoWayBack
+	ours, err := r.c.finish(ctx, r.rec, nil)
+	if err != nil {
 		return r.rec.Report, err
+	}
+	if ours {
+		r.c.discardWayBack(ctx, r.job, r.rec)
 	}
 	return r.rec.Report, nil
 }

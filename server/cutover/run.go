@@ -49,6 +49,8 @@ var (
 // run is one attempt under way.
 type run struct {
 	c      *Coordinator
+	goes   Direction
+	last   string // the last persisted step
 	job    Job
 	at     Attempt
 	stream Stream
@@ -57,6 +59,8 @@ type run struct {
 
 	gate     *gate.Attempt
 	shards   []*shardSession
+	back     *gate.Return  // a rollback's transaction at the source
+	fences   []*shardFence // and at the shards
 	release  func()
 	deadline time.Time
 	shardTop int64 // the highest epoch of a shard's gate
@@ -90,17 +94,9 @@ type shardSession struct {
 //
 // The stream must go on during the attempt and after it.
 func (c *Coordinator) Run(ctx context.Context, job Job, stream Stream, at Attempt) (Report, error) {
-	if at.ID == "" {
-		at.ID = strings.ToLower(rand.Text()[:16])
-	}
-	if at.MaxPause <= 0 {
-		at.MaxPause = DefaultMaxPause
-	}
-	r := &run{
-		c: c, job: job, at: at, stream: stream, log: c.cfg.Logger.With("replication", job.Replication, "attempt", at.ID),
-		rec: &record{Report: Report{Attempt: at.ID}}, began: time.Now(),
-	}
-	if at.DryRun {
+	r := c.begin(DirectionCutover, job, at)
+	r.stream = stream
+	if r.at.DryRun {
 		r.rec.Attempt, r.rec.Outcome = "", OutcomeDryRun
 		err := r.step("preflight", func() error { return r.preflight(ctx) })
 		return r.rec.Report, err
@@ -139,9 +135,35 @@ func (c *Coordinator) Run(ctx context.Context, job Job, stream Stream, at Attemp
 	return r.complete(ctx, r.decided())
 }
 
-// decided is the state that our own answered COMMIT made.
+// begin makes an attempt, with a name and a maximum pause.
+func (c *Coordinator) begin(d Direction, job Job, at Attempt) *run {
+	if at.ID == "" {
+		at.ID = strings.ToLower(rand.Text()[:16])
+	}
+	if at.MaxPause <= 0 {
+		at.MaxPause = DefaultMaxPause
+	}
+	if at.Rehearse {
+		d = DirectionRehearsal
+	}
+	return &run{
+		c: c, goes: d, began: time.Now(), job: job, at: at, log: c.cfg.Logger.With("replication", job.Replication, "attempt", at.ID, "direction", string(d)),
+		rec: &record{Report: Report{Attempt: at.ID}},
+	}
+}
+
+// decided is the state that our own answered COMMIT made, or that of a rehearsal would make.
 func (r *run) decided() gate.State {
+	if r.goes == DirectionRollback {
+		return gate.State{Epoch: r.rec.Epoch + 1, Side: gate.SideSource, Attempt: r.at.ID}
+	}
 	return gate.State{Epoch: r.rec.Epoch + 1, Side: gate.SideTarget, Attempt: r.at.ID, NewURL: r.job.TargetURL}
+}
+
+// verdict judges a decided state of the gate. That our own name stands there says that it is not a foreign one; any other
+// decision for a target is none of ours.
+func (r *run) verdict(s gate.State) Verdict {
+	return Decide(r.goes, r.rec.Epoch, r.at.ID, s, false)
 }
 
 // attempt goes up to and including the decision. nil: the COMMIT was answered.
@@ -316,7 +338,8 @@ func (r *run) takeBack(ctx context.Context, cause error) (Report, error) {
 		r.closeSessions(ctx) // the hold expires by itself
 		return r.rec.Report, inDoubt(err)
 	}
-	if decidedBy(state, r.at.ID, r.rec.Epoch) {
+	v := r.verdict(state)
+	if v.Won {
 		return r.complete(ctx, state)
 	}
 	r.endPause()
@@ -324,11 +347,13 @@ func (r *run) takeBack(ctx context.Context, cause error) (Report, error) {
 		r.restoreSequences(ctx)
 	}
 	r.closeSessions(ctx)
-	r.rec.Outcome = OutcomeSource
+	r.rec.Outcome = v.Outcome
 	r.rec.Error = cause.Error()
-	r.discardWayBack(ctx)
-	if err := r.c.finish(ctx, r.rec, nil); err != nil {
+	r.rec.WayBackLeft = v.Discard && r.job.WayBack != nil && !r.rec.NoWayBack
+	if ours, err := r.c.finish(ctx, r.rec, nil); err != nil {
 		r.log.Error("record the attempt's end", "error", err)
+	} else if ours { // otherwise whoever ended it drops the way back, or has begun to make the next one
+		r.c.discardWayBack(ctx, r.job, r.rec)
 	}
 	return r.rec.Report, r.failure(cause)
 }
@@ -353,6 +378,14 @@ func (r *run) failure(cause error) error {
 func (r *run) closeSessions(ctx context.Context) {
 	if r.gate != nil {
 		r.gate.Close(ctx)
+	}
+	if r.back != nil {
+		r.back.Close(ctx)
+	}
+	for _, f := range r.fences {
+		if f != nil && f.fence != nil {
+			f.fence.Close(ctx)
+		}
 	}
 	for _, s := range r.shards {
 		if s == nil {

@@ -38,24 +38,63 @@ func (r *run) prepareWayBack(ctx context.Context) error {
 	return r.job.WayBack.Prepare(ctx)
 }
 
-// discardWayBack drops it once the attempt has ended at the source. A failure is reported, but it is no failure of the
-// attempt: the source writes as before.
-func (r *run) discardWayBack(ctx context.Context) {
-	start := time.Now()
-	if r.job.WayBack == nil || r.rec.NoWayBack {
+// discardWayBack drops it once an attempt has ended at the source, and notes that in the attempt's record. A failure is
+// reported, but it is no failure of the attempt: the source writes as before. Tidy tries again.
+func (c *Coordinator) discardWayBack(ctx context.Context, job Job, rec *record) {
+	if !rec.WayBackLeft || job.WayBack == nil {
 		return
 	}
+	start := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, discardTimeout)
 	defer cancel()
-	if err := r.job.WayBack.Discard(ctx); err != nil {
-		r.log.Error("drop the way back", "error", err)
-		r.rec.Findings = append(r.rec.Findings, tenant.Finding{
-			Severity: tenant.Warning, Code: "way-back-left", Object: r.job.Database,
-			Message: fmt.Sprintf("the way back could not be dropped: %v", err),
-			Remedy:  "the next cutover, complete or cancel drops it; until then its slots hold back WAL at the shards",
-		})
+	err := job.WayBack.Discard(ctx)
+	if err == nil {
+		err = c.discarded(ctx, rec.Attempt)
 	}
-	r.took("discard", start)
+	rec.Steps = append(rec.Steps, stepTime("discard", start))
+	if err != nil {
+		c.cfg.Logger.Error("drop the way back", "replication", job.Replication, "attempt", rec.Attempt, "error", err)
+		rec.Findings = append(rec.Findings, tenant.Finding{
+			Severity: tenant.Warning, Code: "way-back-left", Object: job.Database, Message: fmt.Sprintf("the way back could not be dropped: %v", err),
+			Remedy: "make the shards reachable: it is tried again; until then its slots hold back WAL there",
+		})
+		return
+	}
+	rec.WayBackLeft = false
+}
+
+func (c *Coordinator) discarded(ctx context.Context, attempt string) error {
+	if _, err := c.cfg.Pool.Exec(ctx, `UPDATE rehome_control.cutovers SET report = report - 'way_back_left' WHERE attempt = $1`, attempt); err != nil {
+		return fmt.Errorf("write down that the way back is dropped: %w", err)
+	}
+	return nil
+}
+
+// Tidy drops a way back that the end of an attempt left: its server died just then, or a shard could not be reached. It does
+// nothing while an attempt is unfinished or after the target got the authority. It must not run beside an attempt of the
+// same server.
+func (c *Coordinator) Tidy(ctx context.Context, job Job) error {
+	if job.WayBack == nil {
+		return nil
+	}
+	var left []string
+	err := c.cfg.Pool.QueryRow(ctx, `SELECT coalesce(array_agg(attempt) FILTER (WHERE report->>'way_back_left' = 'true'), '{}') FROM rehome_control.cutovers
+		WHERE replication = $1 HAVING bool_and(finished_at IS NOT NULL) AND (array_agg(outcome ORDER BY gate_epoch DESC, started_at DESC))[1] = 'source'`, job.Replication).Scan(&left)
+	if errors.Is(err, pgx.ErrNoRows) || (err == nil && len(left) == 0) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look for a way back that was left: %w", err)
+	}
+	if err := job.WayBack.Discard(ctx); err != nil {
+		return fmt.Errorf("drop the way back: %w", err)
+	}
+	for _, attempt := range left {
+		if err := c.discarded(ctx, attempt); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // WantsWayBack reports whether the cutover that moved the replication to its target was to keep a way back. False where
