@@ -17,13 +17,16 @@ const (
 	protoWebSocket = "websocket"
 )
 
-const (
-	maxClient = 64    // bytes of a client's name
-	maxKeys   = 20000 // clients counted apart between two flushes; the rest is "other", without address
-)
+// maxKeys is how many clients are counted apart between two flushes; the rest is "other", without address.
+const maxKeys = 20000
 
 // key is what is counted apart.
-type key struct{ database, protocol, client, address string }
+type key struct{ database, protocol, client, version, address string }
+
+// other is the key that stands for clients which are not told apart any more.
+func (k key) other() key {
+	return key{database: k.database, protocol: k.protocol, client: otherClient}
+}
 
 // delta is what came in since the last flush, per key, outcome and minute.
 type deltaKey struct {
@@ -37,9 +40,11 @@ type delta struct {
 	lastSeen      time.Time
 }
 
-// counts holds what is open now and what was opened since the last flush. With UsageStats off it keeps nothing.
+// counts holds what is open now and what was opened since the last flush. With UsageStats off it only knows how many
+// connections are open, of whomever, and nothing of it is written.
 type counts struct {
-	cfg Config
+	cfg     Config
+	members *members
 
 	mu     sync.Mutex
 	open   map[key]int
@@ -48,7 +53,7 @@ type counts struct {
 }
 
 func newCounts(cfg Config) *counts {
-	return &counts{cfg: cfg, open: map[key]int{}, seen: map[key]time.Time{}, deltas: map[deltaKey]delta{}}
+	return &counts{cfg: cfg, members: newMembers(cfg.Now), open: map[key]int{}, seen: map[key]time.Time{}, deltas: map[deltaKey]delta{}}
 }
 
 // see makes the key of a request.
@@ -60,7 +65,7 @@ func (c *counts) see(r *http.Request, database string, trustForwarded bool) key 
 	if !c.cfg.UsageStats {
 		return k
 	}
-	k.client = product(r.UserAgent())
+	k.client, k.version = product(r.UserAgent())
 	k.address = addressOf(r.RemoteAddr)
 	if trustForwarded {
 		// The last entry is what the load balancer saw; those before it anybody may have written.
@@ -72,14 +77,11 @@ func (c *counts) see(r *http.Request, database string, trustForwarded bool) key 
 			}
 		}
 	}
-	return k
+	return c.members.fold(k)
 }
 
 // enter counts a request's connection as open: until it closes if the server's hooks are installed, else until done.
 func (c *counts) enter(r *http.Request, k key) (done func()) {
-	if !c.cfg.UsageStats {
-		return func() {}
-	}
 	if tracked, ok := r.Context().Value(connKey{}).(*tracked); ok {
 		tracked.touch(c, k)
 		return func() {}
@@ -89,9 +91,6 @@ func (c *counts) enter(r *http.Request, k key) (done func()) {
 }
 
 func (c *counts) add(k key, n int) {
-	if !c.cfg.UsageStats {
-		return
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.open[k] += n; c.open[k] <= 0 {
@@ -116,7 +115,7 @@ func (c *counts) count(k key, outcome string, opened, bytes int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if _, known := c.deltas[dk]; !known && len(c.deltas) >= maxKeys {
-		dk.client, dk.address = "other", ""
+		dk.key = dk.other()
 	}
 	d := c.deltas[dk]
 	d.opened += opened
@@ -142,7 +141,7 @@ func (c *counts) giveBack(back map[deltaKey]delta) {
 	defer c.mu.Unlock()
 	for k, d := range back {
 		if _, known := c.deltas[k]; !known && len(c.deltas) >= maxKeys {
-			k.client, k.address = "other", ""
+			k.key = k.other()
 		}
 		cur := c.deltas[k]
 		cur.opened += d.opened
@@ -163,13 +162,15 @@ func (c *counts) connections(database string) (keys []key, list []Connection) {
 			keys = append(keys, k)
 		}
 	}
-	slices.SortFunc(keys, func(a, b key) int {
-		return cmp.Or(cmp.Compare(a.database, b.database), cmp.Compare(a.protocol, b.protocol), cmp.Compare(a.client, b.client), cmp.Compare(a.address, b.address))
-	})
+	slices.SortFunc(keys, key.compare)
 	for _, k := range keys {
-		list = append(list, Connection{Protocol: k.protocol, Client: k.client, Address: k.address, Via: viaGateway, Open: c.open[k], LastSeen: c.seen[k]})
+		list = append(list, Connection{Protocol: k.protocol, Client: k.client, Version: k.version, Address: k.address, Via: viaGateway, Open: c.open[k], LastSeen: c.seen[k]})
 	}
 	return keys, list
+}
+
+func (k key) compare(o key) int {
+	return cmp.Or(cmp.Compare(k.database, o.database), cmp.Compare(k.protocol, o.protocol), cmp.Compare(k.client, o.client), cmp.Compare(k.version, o.version), cmp.Compare(k.address, o.address))
 }
 
 // Open lists what this server has open for a database, by protocol, client and address.
@@ -184,43 +185,4 @@ func addressOf(remote string) string {
 		return ""
 	}
 	return host
-}
-
-// product shortens a User-Agent to the product that a person would name, with its major version: "Firefox/128",
-// "curl/8". Browsers all begin with Mozilla and name others for compatibility, so the telling ones are looked for first.
-func product(agent string) string {
-	var products []string
-	depth := 0
-	for _, token := range strings.FieldsFunc(agent, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }) {
-		inComment := depth > 0 || strings.HasPrefix(token, "(")
-		depth = max(depth+strings.Count(token, "(")-strings.Count(token, ")"), 0)
-		if !inComment {
-			products = append(products, token)
-		}
-	}
-	if len(products) == 0 {
-		return "unknown"
-	}
-	best := products[0]
-	if strings.HasPrefix(best, "Mozilla/") {
-	search:
-		for _, name := range []string{"Edg/", "OPR/", "SamsungBrowser/", "Firefox/", "FxiOS/", "CriOS/", "Chrome/", "Safari/"} {
-			for _, p := range products {
-				if strings.HasPrefix(p, name) {
-					best = p
-					break search
-				}
-			}
-		}
-	}
-	name, version, _ := strings.Cut(best, "/")
-	major, _, _ := strings.Cut(version, ".")
-	out := strings.ToValidUTF8(name, "")
-	if major = strings.ToValidUTF8(major, ""); major != "" {
-		out += "/" + major
-	}
-	if len(out) > maxClient {
-		out = strings.ToValidUTF8(out[:maxClient], "")
-	}
-	return out
 }

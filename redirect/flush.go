@@ -12,8 +12,7 @@ import (
 )
 
 const (
-	gaugeStale     = 15 * time.Second    // a server that is silent for so long has nothing open
-	keepStats      = 31 * 24 * time.Hour // by minute; the longest window shown is a day
+	gaugeStale     = 15 * time.Second // a server that is silent for so long has nothing open
 	pruneEvery     = time.Hour
 	lastFlushLimit = 3 * time.Second // of a server that stops
 )
@@ -72,25 +71,25 @@ func (g *Gateway) writeDeltas(ctx context.Context, tx pgx.Tx, deltas map[deltaKe
 		return nil
 	}
 	keys := slices.SortedFunc(maps.Keys(deltas), func(a, b deltaKey) int {
-		return cmp.Or(cmp.Compare(a.database, b.database), a.minute.Compare(b.minute), cmp.Compare(a.protocol, b.protocol), cmp.Compare(a.client, b.client),
-			cmp.Compare(a.address, b.address), cmp.Compare(a.outcome, b.outcome))
+		return cmp.Or(cmp.Compare(a.database, b.database), a.minute.Compare(b.minute), a.key.compare(b.key), cmp.Compare(a.outcome, b.outcome))
 	})
 	var (
-		database, protocol, client, address, outcome []string
+		database, protocol, client, version, address, outcome []string
 		minute, seen                                 []time.Time
 		opened, bytes                                []int64
 	)
 	for _, k := range keys {
 		d := deltas[k]
-		database, protocol, client, address, outcome = append(database, k.database), append(protocol, k.protocol), append(client, k.client), append(address, k.address), append(outcome, k.outcome)
+		database, protocol, client, version, address = append(database, k.database), append(protocol, k.protocol), append(client, k.client), append(version, k.version), append(address, k.address)
+		outcome = append(outcome, k.outcome)
 		minute, seen, opened, bytes = append(minute, k.minute), append(seen, d.lastSeen), append(opened, d.opened), append(bytes, d.bytes)
 	}
-	_, err := tx.Exec(ctx, `INSERT INTO rehome_control.connection_stats AS s (database, minute, protocol, client, address, outcome, server, opened, bytes, last_seen)
-		SELECT d, m, p, c, a, o, $10, n, b, l
-		FROM unnest($1::text[], $2::timestamptz[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::bigint[], $9::timestamptz[]) AS u(d, m, p, c, a, o, n, b, l)
-		ON CONFLICT (database, minute, protocol, client, address, outcome, server)
+	_, err := tx.Exec(ctx, `INSERT INTO rehome_control.connection_stats AS s (database, minute, protocol, client, version, address, outcome, server, opened, bytes, last_seen)
+		SELECT d, m, p, c, v, a, o, $11, n, b, l
+		FROM unnest($1::text[], $2::timestamptz[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::bigint[], $9::bigint[], $10::timestamptz[]) AS u(d, m, p, c, v, a, o, n, b, l)
+		ON CONFLICT (database, step, minute, protocol, client, version, address, outcome, server)
 		DO UPDATE SET opened = s.opened + excluded.opened, bytes = s.bytes + excluded.bytes, last_seen = GREATEST(s.last_seen, excluded.last_seen)`,
-		database, minute, protocol, client, address, outcome, opened, bytes, seen, g.cfg.Server)
+		database, minute, protocol, client, version, address, outcome, opened, bytes, seen, g.cfg.Server)
 	return err
 }
 
@@ -102,22 +101,20 @@ func (g *Gateway) writeGauges(ctx context.Context, tx pgx.Tx, keys []key, gauges
 	if len(keys) == 0 {
 		return nil
 	}
-	var database, protocol, client, address []string
+	var database, protocol, client, version, address []string
 	var open []int32
 	for i, k := range keys {
-		database, protocol, client, address = append(database, k.database), append(protocol, k.protocol), append(client, k.client), append(address, k.address)
+		database, protocol, client, version, address = append(database, k.database), append(protocol, k.protocol), append(client, k.client), append(version, k.version), append(address, k.address)
 		open = append(open, int32(min(gauges[i].Open, 1<<30)))
 	}
-	_, err := tx.Exec(ctx, `INSERT INTO rehome_control.connection_gauges (database, server, protocol, client, address, open_now, updated_at)
-		SELECT d, $6, p, c, a, n, clock_timestamp() FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::int[]) AS u(d, p, c, a, n)`,
-		database, protocol, client, address, open, g.cfg.Server)
+	_, err := tx.Exec(ctx, `INSERT INTO rehome_control.connection_gauges (database, server, protocol, client, version, address, open_now, updated_at)
+		SELECT d, $7, p, c, v, a, n, clock_timestamp() FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::int[]) AS u(d, p, c, v, a, n)`,
+		database, protocol, client, version, address, open, g.cfg.Server)
 	return err
 }
 
+// prune removes gauges of servers that are gone for good. What was counted is kept and thinned out by RollUp.
 func (g *Gateway) prune(ctx context.Context) error {
-	if _, err := g.cfg.Pool.Exec(ctx, `DELETE FROM rehome_control.connection_stats WHERE minute < $1`, g.cfg.Now().Add(-keepStats)); err != nil {
-		return fmt.Errorf("prune statistics: %w", err)
-	}
 	if _, err := g.cfg.Pool.Exec(ctx, `DELETE FROM rehome_control.connection_gauges WHERE updated_at < now() - interval '1 day'`); err != nil {
 		return fmt.Errorf("prune gauges: %w", err)
 	}
