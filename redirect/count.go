@@ -8,13 +8,13 @@ import (
 	"strings"
 	"sync"
 	"time"
-	"unicode"
 )
 
 // Protocols.
 const (
 	protoHTTP      = "http"
 	protoWebSocket = "websocket"
+	protoPostgres  = "postgres"
 )
 
 // maxKeys is how many clients are counted apart between two flushes; the rest is "other", without address.

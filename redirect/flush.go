@@ -75,8 +75,8 @@ func (g *Gateway) writeDeltas(ctx context.Context, tx pgx.Tx, deltas map[deltaKe
 	})
 	var (
 		database, protocol, client, version, address, outcome []string
-		minute, seen                                 []time.Time
-		opened, bytes                                []int64
+		minute, seen                                          []time.Time
+		opened, bytes                                         []int64
 	)
 	for _, k := range keys {
 		d := deltas[k]

@@ -240,21 +240,6 @@ func TestSlowReaderIsCutOff(t *testing.T) {
 	}
 }
 
-func TestProduct(t *testing.T) {
-	for in, want := range map[string]string{
-		"": "unknown", "   ": "unknown", "(only comment)": "unknown", "curl/8.5.0": "curl/8", "Go-http-client/1.1": "Go-http-client/1", "bare": "bare",
-		"Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/126.0.0.0 Safari/537.36":                     "Chrome/126",
-		"Mozilla/5.0 (Windows NT 10.0) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/126.0.0.0 Safari/537.36 Edg/126.0.1":           "Edg/126",
-		"Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0":                                                    "Firefox/128",
-		"Mozilla/5.0 (iPhone; CPU iPhone OS 17_5 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) Version/17.5 Safari/604.1": "Safari/604",
-		"evil\x00\x01/1": "evil", strings.Repeat("ü", 100): strings.Repeat("ü", 32),
-	} {
-		if got := product(in); got != want {
-			t.Errorf("%q: %q, want %q", in, got, want)
-		}
-	}
-}
-
 func ExampleNew() {
 	g := New(Config{Server: "one"})
 	srv := &http.Server{Handler: g, ConnContext: g.ConnContext, ConnState: g.ConnState, ReadHeaderTimeout: 10 * time.Second}

@@ -31,7 +31,9 @@ type Redirect struct {
 // Connection is one client of a database, by protocol, program and address.
 type Connection struct {
 	Protocol string    `json:"protocol"` // http, websocket, postgres
-	Client   string    `json:"client"`   // user agent or application_name
+	Client   string    `json:"client"`   // product of the user agent, or application_name
+	Version  string    `json:"version"`  // of the client, where it tells
+	User     string    `json:"user"`     // role in the database, of direct connections
 	Address  string    `json:"address"`
 	Via      string    `json:"via"` // gateway, or direct: seen in the database's pg_stat_activity
 	Open     int       `json:"open"`
@@ -40,6 +42,19 @@ type Connection struct {
 
 // OpenConnection is a connection that this gateway has open.
 type OpenConnection = Connection
+
+// ClientUse is how much one client uses a database in one version, from whatever address.
+type ClientUse struct {
+	Protocol   string    `json:"protocol"`
+	Client     string    `json:"client"`
+	Version    string    `json:"version"`
+	Via        string    `json:"via"`
+	Open       int       `json:"open"`
+	LastHour   int64     `json:"opened_last_hour"`
+	Opened     int64     `json:"opened"`     // within the whole time, of stats the last day
+	Redirected int64     `json:"redirected"` // of those, answered with the new URL or forwarded there
+	LastSeen   time.Time `json:"last_seen"`
+}
 
 // Stats counts a database's connections. For HTTP an opening is a request, see the package comment.
 type Stats struct {
@@ -54,6 +69,8 @@ type Stats struct {
 	Redirected float64        `json:"redirected_share"` // of the last hour's requests, 0..1
 	LastSeen   *time.Time     `json:"last_seen,omitempty"`
 	Clients    []Connection   `json:"clients"`
+	ByClient   []ClientUse    `json:"by_client"` // of the last day, the busiest ones
 	Collecting bool           `json:"collecting"`
-	Note       string         `json:"note,omitempty"` // why a source of the counts is missing
+	Unseen     []string       `json:"unseen,omitempty"` // connections that there may be and that nobody can see
+	Note       string         `json:"note,omitempty"`   // why a source of the counts is missing
 }

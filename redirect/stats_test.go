@@ -34,8 +34,12 @@ func TestStats(t *testing.T) {
 		Database: "acme", At: b.clock.now(), OpenNow: 2, ByProtocol: map[string]int{"http": 2}, ByVia: map[string]int{"gateway": 2},
 		LastMinute: 4, LastHour: 4, LastDay: 4, Collecting: true, LastSeen: new(b.clock.now()),
 		Clients: []Connection{
-			{Protocol: "http", Client: "Firefox/128", Address: "127.0.0.1", Via: "gateway", Open: 1, LastSeen: b.clock.now()},
-			{Protocol: "http", Client: "curl/8", Address: "127.0.0.1", Via: "gateway", Open: 1, LastSeen: b.clock.now()},
+			{Protocol: "http", Client: "Firefox", Version: "128", Address: "127.0.0.1", Via: "gateway", Open: 1, LastSeen: b.clock.now()},
+			{Protocol: "http", Client: "curl", Version: "8.5.0", Address: "127.0.0.1", Via: "gateway", Open: 1, LastSeen: b.clock.now()},
+		},
+		ByClient: []ClientUse{
+			{Protocol: "http", Client: "curl", Version: "8.5.0", Via: "gateway", Open: 1, LastHour: 3, Opened: 3, LastSeen: b.clock.now()},
+			{Protocol: "http", Client: "Firefox", Version: "128", Via: "gateway", Open: 1, LastHour: 1, Opened: 1, LastSeen: b.clock.now()},
 		},
 	}
 	if diff := cmp.Diff(want, s, cmpopts.EquateApproxTime(time.Second)); diff != "" {
@@ -73,7 +77,7 @@ func TestStats(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 	b.clock.add(40 * 24 * time.Hour)
-	must(t, b.prune(ctx))
+	must(t, b.RollUp(ctx))
 	s, err = b.StatsFor(ctx, "acme")
 	must(t, err)
 	if s.LastDay != 0 || s.LastSeen != nil {
@@ -86,8 +90,9 @@ func TestStatsOfSeveralServers(t *testing.T) {
 	b := setup(t, nil)
 	ctx := t.Context()
 	b.database(t, "acme", app(t, nil).URL)
-	b.exec(t, `INSERT INTO rehome_control.connection_gauges VALUES ('acme', 'two', 'http', 'curl/8', '127.0.0.1', 5, now()), ('acme', 'two', 'websocket', 'x', '10.0.0.1', 2, now()),
-		('acme', 'dead', 'http', 'curl/8', '127.0.0.1', 100, now() - interval '16 seconds'), ('other', 'two', 'http', 'curl/8', '127.0.0.1', 9, now())`)
+	b.exec(t, `INSERT INTO rehome_control.connection_gauges (database, server, protocol, client, version, address, open_now, updated_at) VALUES
+		('acme', 'two', 'http', 'curl', '8.5.0', '127.0.0.1', 5, now()), ('acme', 'two', 'websocket', 'x', '', '10.0.0.1', 2, now()),
+		('acme', 'dead', 'http', 'curl', '8.5.0', '127.0.0.1', 100, now() - interval '16 seconds'), ('other', 'two', 'http', 'curl', '8.5.0', '127.0.0.1', 9, now())`)
 	b.do(t, "GET", "/acme/x", "User-Agent", "curl/8.5.0")
 	s, err := b.StatsFor(ctx, "acme")
 	must(t, err)
@@ -116,14 +121,14 @@ func TestStatsSeeWhoBypassesTheGateway(t *testing.T) {
 		must(t, err)
 		t.Cleanup(func() { _ = conn.Close(context.Background()) })
 	}
-	for _, a := range []string{"billing", "billing", "psql", "rehome", "rehome-copy"} {
+	for _, a := range []string{"billing/1.4", "billing/1.4", "psql", "rehome", "rehome-copy"} {
 		open(a)
 	}
 	s, err := b.StatsFor(ctx, "acme", nil, func(ctx context.Context) (*pgx.Conn, error) { return pgx.Connect(ctx, dsn.Reveal()) })
 	must(t, err)
 	want := []Connection{
-		{Protocol: "postgres", Client: "billing", Address: "127.0.0.1", Via: "direct", Open: 2},
-		{Protocol: "postgres", Client: "psql", Address: "127.0.0.1", Via: "direct", Open: 1},
+		{Protocol: "postgres", Client: "billing", Version: "1.4", User: "rehome_admin", Address: "127.0.0.1", Via: "direct", Open: 2},
+		{Protocol: "postgres", Client: "psql", User: "rehome_admin", Address: "127.0.0.1", Via: "direct", Open: 1},
 	}
 	if diff := cmp.Diff(want, s.Clients, cmpopts.IgnoreFields(Connection{}, "LastSeen")); diff != "" {
 		t.Error(diff)
@@ -133,25 +138,49 @@ func TestStatsSeeWhoBypassesTheGateway(t *testing.T) {
 	}
 	s, err = b.StatsFor(ctx, "acme", func(context.Context) (*pgx.Conn, error) { return nil, errors.New("secret") })
 	must(t, err)
-	if s.Note == "" || s.OpenNow != 0 {
+	if s.Note == "" || s.OpenNow != 0 || len(s.Unseen) != 1 {
 		t.Errorf("%+v", s)
 	}
 }
 
+// Without statistics nothing is written and nobody told apart; what is open just now is known all the same.
 func TestStatsOff(t *testing.T) {
-	b := setup(t, func(c *Config) { c.UsageStats = false })
+	b := setup(t, func(c *Config) { c.UsageStats, c.FlushEvery = false, 10*time.Millisecond })
 	b.database(t, "acme", app(t, nil).URL)
-	b.do(t, "GET", "/acme/x")
 	b.run(t)
+	eventually(t, "this gateway is alive", func() bool {
+		var n int
+		must(t, b.pool.QueryRow(t.Context(), `SELECT count(*) FROM rehome_control.gateways`).Scan(&n))
+		return n == 1
+	})
+	b.do(t, "GET", "/acme/x", "User-Agent", "curl/8.5.0")
+	must(t, b.Sample(t.Context(), []Sampled{{Name: "acme"}}))
+	must(t, b.RollUp(t.Context()))
 	s, err := b.StatsFor(t.Context(), "acme")
 	must(t, err)
-	if s.Collecting || s.OpenNow != 0 || s.LastDay != 0 || s.Note == "" || len(b.Open("acme")) != 0 {
-		t.Errorf("%+v", s)
+	want := []Connection{{Protocol: "http", Via: "gateway", Open: 1}}
+	if diff := cmp.Diff(want, s.Clients, cmpopts.IgnoreFields(Connection{}, "LastSeen")); diff != "" || s.Collecting || s.OpenNow != 1 || s.LastDay != 0 || s.Note == "" || len(s.Unseen) != 0 {
+		t.Errorf("%s %+v", diff, s)
 	}
 	var n int
-	must(t, b.pool.QueryRow(t.Context(), `SELECT (SELECT count(*) FROM rehome_control.connection_stats) + (SELECT count(*) FROM rehome_control.connection_gauges)`).Scan(&n))
+	must(t, b.pool.QueryRow(t.Context(), `SELECT (SELECT count(*) FROM rehome_control.connection_stats) + (SELECT count(*) FROM rehome_control.connection_gauges) + (SELECT count(*) FROM rehome_control.connection_samples)`).Scan(&n))
 	if n != 0 {
 		t.Errorf("%d rows collected", n)
+	}
+	b.exec(t, `INSERT INTO rehome_control.gateways VALUES ('two', now(), now() + interval '1 minute')`)
+	if s, err = b.StatsFor(t.Context(), "acme"); err != nil || len(s.Unseen) != 1 {
+		t.Errorf("beside another server: %+v %v", s.Unseen, err)
+	}
+	b.http.CloseIdleConnections()
+	eventually(t, "nothing is open", func() bool {
+		s, err := b.StatsFor(t.Context(), "acme")
+		must(t, err)
+		return s.OpenNow == 0
+	})
+	h, err := b.History(t.Context(), "acme", time.Hour)
+	must(t, err)
+	if h.Collecting || len(h.Points) != 0 {
+		t.Errorf("%+v", h)
 	}
 }
 

@@ -112,7 +112,7 @@ func TestWebSocketPassesMessages(t *testing.T) {
 		}
 	}
 	open := b.Open("acme")
-	if len(open) != 1 || open[0].Protocol != "websocket" || open[0].Client != "wsclient/1" || open[0].Open != 1 {
+	if len(open) != 1 || open[0].Protocol != "websocket" || open[0].Client != "wsclient" || open[0].Version != "1.2" || open[0].Open != 1 {
 		t.Errorf("%+v", open)
 	}
 	must(t, c.Write(t.Context(), websocket.MessageText, []byte("bye")))
