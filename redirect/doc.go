@@ -45,6 +45,7 @@
 //
 // For HTTP "open" is a connection that sent a request for the database and is still open (ConnContext and ConnState
 // must be installed in the http.Server; without them only requests in flight are seen); "opened" is a request. For
-// WebSockets both are connections. Kept are the User-Agent's product and the address without port. With UsageStats off
-// nothing is kept.
+// WebSockets both are connections. Kept are the User-Agent's product, its version, and the address without port; sessions past the
+// gateway are sampled. Old rows are rolled up (RollUp). With UsageStats off only the number of open connections is known,
+// in memory, and nothing is written.
 package redirect

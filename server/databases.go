@@ -9,7 +9,6 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/rehomedb/rehome/progress"
-	"github.com/rehomedb/rehome/redirect"
 	"github.com/rehomedb/rehome/server/api"
 	"github.com/rehomedb/rehome/shard"
 	"github.com/rehomedb/rehome/tenant"
@@ -38,8 +37,6 @@ type realmsInput struct {
 }
 
 type realmsOutput struct{ Body []api.Realm }
-
-type statsOutput struct{ Body api.Stats }
 
 // links is what belongs to a database and is kept elsewhere.
 type links struct{ redirect, replication string }
@@ -246,52 +243,6 @@ func (s *Server) tableKeys(ctx context.Context, database string) (map[string]str
 	}
 	maps.Copy(keys, o.TableKeys)
 	return keys, nil
-}
-
-func (s *Server) getStats(ctx context.Context, in *namedInput) (*statsOutput, error) {
-	if err := permitDatabase(ctx, in.Name); err != nil {
-		return nil, err
-	}
-	d, err := s.catalogue.Database(ctx, in.Name)
-	if err != nil {
-		return nil, err
-	}
-	st, err := s.statsOf(ctx, d)
-	if err != nil {
-		return nil, err
-	}
-	return &statsOutput{Body: statsBody(st)}, nil
-}
-
-// statsOf counts a database's connections, those that bypass the gateway included.
-func (s *Server) statsOf(ctx context.Context, d shard.Database) (redirect.Stats, error) {
-	var bypass []func(context.Context) (*pgx.Conn, error)
-	if d.State != shard.Purged {
-		if d.Kind == shard.KindAdopted {
-			bypass = append(bypass, func(ctx context.Context) (*pgx.Conn, error) { return s.openAdopted(ctx, d.Name) })
-		}
-		for _, name := range d.Shards {
-			bypass = append(bypass, func(ctx context.Context) (*pgx.Conn, error) {
-				dsn, err := s.catalogue.DatabaseDSN(ctx, d.Name, name)
-				if err != nil {
-					return nil, err
-				}
-				return open(ctx, dsn)
-			})
-		}
-	}
-	return s.gateway.StatsFor(ctx, d.Name, bypass...)
-}
-
-func statsBody(st redirect.Stats) api.Stats {
-	out := api.Stats{
-		Database: st.Database, At: st.At, OpenNow: st.OpenNow, ByProtocol: st.ByProtocol, ByVia: st.ByVia, LastMinute: st.LastMinute,
-		LastHour: st.LastHour, LastDay: st.LastDay, Redirected: st.Redirected, LastSeen: st.LastSeen, Clients: []api.Connection{}, Collecting: st.Collecting, Note: st.Note,
-	}
-	for _, c := range st.Clients {
-		out.Clients = append(out.Clients, api.Connection(c))
-	}
-	return out
 }
 
 func (s *Server) openAdopted(ctx context.Context, database string) (*pgx.Conn, error) {

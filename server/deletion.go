@@ -99,13 +99,19 @@ func (s *Server) checkConnections(ctx context.Context, d shard.Database, _ api.D
 	if err != nil {
 		return nil, fmt.Errorf("count the connections: %w", err)
 	}
-	if st.OpenNow == 0 {
+	if st.OpenNow == 0 && len(st.Unseen) == 0 {
 		return nil, nil
 	}
-	return &tenant.Finding{
+	// What cannot be seen may be clients: it refuses just as they do, and says what was looked at.
+	f := &tenant.Finding{
 		Code: forceConnections, Message: fmt.Sprintf("%d clients are connected", st.OpenNow),
 		Remedy: "see who they are (rehome stats --db " + s.databaseURL(d.Name) + "), and wait until they have moved",
-	}, nil
+	}
+	if len(st.Unseen) > 0 {
+		f.Message = fmt.Sprintf("%d clients are seen to be connected, and there may be others that cannot be seen: %s", st.OpenNow, strings.Join(st.Unseen, "; "))
+		f.Remedy = "make them visible (rehome stats --db " + s.databaseURL(d.Name) + " says what is missing), or be sure that nobody is there"
+	}
+	return f, nil
 }
 
 func (s *Server) checkRedirected(ctx context.Context, d shard.Database, _ api.DeletePlan) (*tenant.Finding, error) {

@@ -23,7 +23,11 @@ import (
 // oldSide is a server with an adopted database: what a move leaves behind.
 func oldSide(t *testing.T) (b *bundle, name string, conn *pgx.Conn) {
 	t.Helper()
-	b = setup(t)
+	return oldSideOf(t, setup(t))
+}
+
+func oldSideOf(t *testing.T, b *bundle) (_ *bundle, name string, conn *pgx.Conn) {
+	t.Helper()
 	dsn := sourceDatabase(t)
 	name = "hosted_" + strings.ToLower(rand.Text())[:8]
 	b.must("POST", "/v1/databases/adopt", api.AdoptRequest{Name: name, DSN: dsn.Reveal(), Owner: owner}, nil)

@@ -28,7 +28,6 @@ const (
 	jobsStopTimeout = 5 * time.Second
 
 	eventsKept     = 30 * 24 * time.Hour // what a subscriber may miss and still catch up
-	statisticsKept = 90 * 24 * time.Hour
 	challengesKept = 90 * 24 * time.Hour // what was approved stays in the audit log
 )
 
@@ -72,9 +71,11 @@ func (s *Server) newJobs() (*river.Client[pgx.Tx], error) {
 	workers := river.NewWorkers()
 	river.AddWorker(workers, purgeWorker{s: s})
 	river.AddWorker(workers, pruneWorker{s: s})
+	river.AddWorker(workers, sampleWorker{s: s})
 	s.notifier.AddWorkers(workers)
 	queues := s.notifier.Queues()
 	queues[river.QueueDefault] = river.QueueConfig{MaxWorkers: jobWorkers}
+	queues[samplesQueue] = river.QueueConfig{MaxWorkers: 1}
 	// One job of a kind at a time, however many servers there are.
 	once := &river.InsertOpts{MaxAttempts: 3, UniqueOpts: river.UniqueOpts{ByArgs: true}}
 	periodic := func(every time.Duration, args river.JobArgs) *river.PeriodicJob {
@@ -87,7 +88,7 @@ func (s *Server) newJobs() (*river.Client[pgx.Tx], error) {
 	c, err := river.NewClient(riverpgxv5.New(s.pool), &river.Config{
 		Schema: migrations.Schema, Workers: workers, Logger: s.log, SoftStopTimeout: jobsStopTimeout,
 		Queues:       queues,
-		PeriodicJobs: []*river.PeriodicJob{periodic(purgeEvery, purgeArgs{}), periodic(pruneEvery, pruneArgs{})},
+		PeriodicJobs: []*river.PeriodicJob{periodic(purgeEvery, purgeArgs{}), periodic(pruneEvery, pruneArgs{}), s.sampling()},
 		// Jobs that may take longer than this say so (Timeout), and are left alone until then.
 		RescueStuckJobsAfter: s.notifier.Rescue(),
 	})
@@ -96,6 +97,13 @@ func (s *Server) newJobs() (*river.Client[pgx.Tx], error) {
 	}
 	s.notifier.Use(c)
 	return c, nil
+}
+
+// sampling is one sample a minute, however many servers there are; one that failed is not made up for.
+func (s *Server) sampling() *river.PeriodicJob {
+	return river.NewPeriodicJob(river.PeriodicInterval(sampleEvery), func() (river.JobArgs, *river.InsertOpts) {
+		return sampleArgs{}, &river.InsertOpts{MaxAttempts: 1, Queue: samplesQueue, UniqueOpts: river.UniqueOpts{ByArgs: true, ByPeriod: sampleEvery}}
+	}, &river.PeriodicJobOpts{RunOnStart: true})
 }
 
 // startJobs tries for as long as the first connection may take: the control database may restart while we start.
@@ -169,12 +177,14 @@ func (s *Server) prune(ctx context.Context) error {
 	if _, err := s.notifier.Prune(ctx); err != nil {
 		return err
 	}
+	if err := s.gateway.RollUp(ctx); err != nil {
+		return fmt.Errorf("roll statistics up: %w", err)
+	}
 	now := s.cfg.Now()
 	for what, stmt := range map[string]struct {
 		sql  string
 		kept time.Duration
 	}{
-		"statistics":       {`DELETE FROM rehome_control.connection_stats WHERE minute < $1`, statisticsKept},
 		"idempotency keys": {`DELETE FROM rehome_control.idempotency_keys WHERE created_at < $1`, idempotencyKept},
 	} {
 		if _, err := s.pool.Exec(ctx, stmt.sql, now.Add(-stmt.kept)); err != nil {

@@ -92,8 +92,15 @@ func testConfig(control tenant.DSN, mailbox string, c *clock) config.Config {
 // setup starts a server with a control database of its own.
 func setup(t *testing.T, deps ...Deps) *bundle {
 	t.Helper()
+	return setupWith(t, func(*config.Config) {}, deps...)
+}
+
+// setupWith is setup with settings of its own.
+func setupWith(t *testing.T, change func(*config.Config), deps ...Deps) *bundle {
+	t.Helper()
 	b := &bundle{t: t, mailbox: t.TempDir(), clock: &clock{}, control: pgcluster.NewDatabase(t, cluster), logs: &syncBuffer{}}
 	cfg := testConfig(b.control, b.mailbox, b.clock)
+	change(&cfg)
 	if _, err := Init(t.Context(), cfg, InitRequest{AdminEmail: admin}); err != nil {
 		t.Fatal(err)
 	}

@@ -30,6 +30,7 @@ func (s *Server) operations(a huma.API) {
 	add(s, a, operation{method: get, path: "/v1/databases/{name}/placement", name: "get-placement", summary: "Which buckets live on which shard", scope: scopeRead}, s.getPlacement)
 	add(s, a, operation{method: get, path: "/v1/databases/{name}/realms", name: "list-realms", summary: "Realms and their sizes", scope: scopeRead}, s.listRealms)
 	add(s, a, operation{method: get, path: "/v1/databases/{name}/stats", name: "get-stats", summary: "Connections", scope: scopeRead}, s.getStats)
+	add(s, a, operation{method: get, path: "/v1/databases/{name}/stats/history", name: "get-stats-history", summary: "Connections over time", scope: scopeRead}, s.getStatsHistory)
 
 	add(s, a, operation{method: post, path: "/v1/databases/{name}/delete", name: "delete-database", summary: "Begin a deletion (takes a challenge; a confirmation e-mail follows)", scope: scopeOperate, status: accepted}, s.deleteDatabase)
 	add(s, a, operation{method: post, path: "/v1/databases/{name}/delete/confirm", name: "confirm-delete", summary: "Confirm a deletion with the code of the e-mail", scope: scopeOperate}, s.confirmDelete)

@@ -144,7 +144,7 @@ func (s *Server) makeParts(ctx context.Context, deps Deps) (err error) {
 	}
 	s.news = news
 	s.gateway = redirect.New(redirect.Config{
-		Pool: s.pool, Now: s.cfg.Now, Logger: s.log, Server: s.name, UsageStats: s.cfg.UsageStats == "enabled",
+		Pool: s.pool, Now: s.cfg.Now, Logger: s.log, Server: s.name, UsageStats: s.cfg.UsageStats == usageEnabled,
 		// As long as a person may let a cutover pause the writes, and what it then takes to take it back.
 		MaxHold: maxMaxPause + holdMargin,
 	})

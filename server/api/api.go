@@ -17,6 +17,7 @@
 //	GET    /v1/databases/{name}/placement                tenant.Placement
 //	GET    /v1/databases/{name}/realms?shard=&sort=      []Realm
 //	GET    /v1/databases/{name}/stats                    Stats
+//	GET    /v1/databases/{name}/stats/history?last=SECONDS   StatsHistory
 //	POST   /v1/databases/{name}/delete                   DeleteRequest -> DeleteStatus             (challenge)
 //	POST   /v1/databases/{name}/delete/confirm           DeleteConfirm -> DeleteStatus
 //	GET    /v1/delete/{name}/{token}                     the confirmation link: an HTML page with a button (POSTs)
@@ -416,33 +417,6 @@ type DeleteStatus struct {
 	ConfirmBefore  *time.Time `json:"confirm_before,omitempty"`
 	PurgeAfter     *time.Time `json:"purge_after,omitempty"`
 	TombstoneUntil *time.Time `json:"tombstone_until,omitempty"`
-}
-
-// Connection is one client of a database, by protocol, program and address.
-type Connection struct {
-	Protocol string    `json:"protocol"` // http, websocket, postgres
-	Client   string    `json:"client"`   // user agent or application_name
-	Address  string    `json:"address"`
-	Via      string    `json:"via"` // gateway, or direct: seen in the source's pg_stat_activity
-	Open     int       `json:"open"`
-	LastSeen time.Time `json:"last_seen"`
-}
-
-// Stats counts a database's connections.
-type Stats struct {
-	Database   string         `json:"database"`
-	At         time.Time      `json:"at"`
-	OpenNow    int            `json:"open_now"`
-	ByProtocol map[string]int `json:"by_protocol"`
-	ByVia      map[string]int `json:"by_via"`
-	LastMinute int64          `json:"opened_last_minute"`
-	LastHour   int64          `json:"opened_last_hour"`
-	LastDay    int64          `json:"opened_last_day"`
-	Redirected float64        `json:"redirected_share"` // of the last hour's requests, 0..1
-	LastSeen   *time.Time     `json:"last_seen,omitempty"`
-	Clients    []Connection   `json:"clients"`
-	Collecting bool           `json:"collecting"`
-	Note       string         `json:"note,omitempty"` // why a source of the counts is missing
 }
 
 // AuditEntry is one line of the audit log.

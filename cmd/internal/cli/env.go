@@ -15,6 +15,9 @@ import (
 	"golang.org/x/term"
 )
 
+// defaultLines is the height of a terminal that does not tell.
+const defaultLines = 24
+
 // Env is everything that a run of the command line takes from outside. A zero Env reads nothing and prints nothing, and
 // has an empty environment; Main fills it from the process.
 type Env struct {
@@ -29,6 +32,8 @@ type Env struct {
 	StdoutTerminal bool // plots and colours
 	StderrTerminal bool // progress bars and colours
 	Width          int  // columns of the terminal; 0: 80
+	// Size asks the terminal on Stdout for its columns and lines, which change while something is watched. Default: Width, 24.
+	Size func() (columns, lines int)
 
 	HTTP *http.Client     // default: a client of its own; its redirect policy is replaced
 	Now  func() time.Time // default time.Now
@@ -53,6 +58,10 @@ func Main(commands ...func(*App) *cobra.Command) int {
 	if w, _, err := term.GetSize(int(os.Stderr.Fd())); err == nil {
 		env.Width = w
 	}
+	env.Size = func() (columns, lines int) {
+		columns, lines, _ = term.GetSize(int(os.Stdout.Fd())) // 0, 0 where it is no terminal
+		return columns, lines
+	}
 	return Run(ctx, env)
 }
 
@@ -72,6 +81,10 @@ func (e Env) withDefaults() Env {
 	}
 	if e.Width <= 0 {
 		e.Width = 80
+	}
+	if e.Size == nil {
+		width := e.Width
+		e.Size = func() (columns, lines int) { return width, defaultLines }
 	}
 	if e.HTTP == nil {
 		e.HTTP = &http.Client{}

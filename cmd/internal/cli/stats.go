@@ -9,7 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/guptarohit/asciigraph"
 	"github.com/spf13/cobra"
 
 	"github.com/rehomedb/rehome/cmd/internal/output"
@@ -17,30 +16,41 @@ import (
 	"github.com/rehomedb/rehome/tenant"
 )
 
-const (
-	// graphPoints is how much of the past the curve keeps; graphHeight leaves room for the table below it.
-	graphPoints, graphHeight = 600, 8
-	// axisWidth is what asciigraph needs to the left of the curve.
-	axisWidth = 10
-)
+// viaDirect is what the API calls a connection past the gateway.
+const viaDirect = "direct"
+
+// mostRows is how many clients and addresses a table for people shows; -o json has all that the server tells.
+const mostRows = 20
 
 type statsOptions struct {
 	db       string
 	watch    bool
 	interval time.Duration
+	history  time.Duration
 }
 
 func newStatsCommand(a *App) *cobra.Command {
 	var o statsOptions
 	cmd := &cobra.Command{
 		Use: "stats --db URL", Short: "Show who is connected to a database, through the gateway and past it",
-		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return runStats(cmd.Context(), a, o) },
+		Long: "Show who is connected to a database: by protocol, client and version, through the gateway and past it (from the database's own\n" +
+			"pg_stat_activity), and how much of it was sent to the new place. --watch draws the curve of open connections as it falls; --history\n" +
+			"shows how it went, from samples that are kept by the minute for two days, by the hour for a month and by the day for two years.",
+		Example: "  rehome stats --db https://hosted.example/acme --watch\n  rehome stats --db https://hosted.example/acme --history 168h",
+		Args:    noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if o.history != 0 && o.history < time.Minute {
+				return usage("bad-history", "write a duration of at least a minute, as 24h", "--history is too short")
+			}
+			return runStats(cmd.Context(), a, o)
+		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.db, "db", "", "the database, by URL or name")
 	f.BoolVarP(&o.watch, "watch", "w", false, "go on, and draw the curve")
 	f.DurationVar(&o.interval, "interval", 2*time.Second, "with --watch: how often")
+	f.DurationVar(&o.history, "history", 0, "how it went for so long up to now, as 24h")
+	cmd.MarkFlagsMutuallyExclusive("watch", "history")
 	return cmd
 }
 
@@ -52,37 +62,41 @@ func runStats(ctx context.Context, a *App, o statsOptions) error {
 	if err != nil {
 		return err
 	}
-	if !o.watch {
-		s, err := t.Stats(ctx, t.database)
+	switch {
+	case o.watch:
+		return interrupted(ctx, a.watchStats(ctx, t, o), "")
+	case o.history > 0:
+		h, err := t.StatsHistory(ctx, t.database, o.history)
 		if err != nil {
 			return err
 		}
-		s.Clients = list(s.Clients)
-		return a.Print.Answer(s, func() { a.statsText(s) })
+		h.Points, h.Clients = list(h.Points), list(h.Clients)
+		return a.Print.Answer(h, func() { a.historyText(h) })
 	}
-	return interrupted(ctx, a.watchStats(ctx, t, o), "")
+	s, err := t.Stats(ctx, t.database)
+	if err != nil {
+		return err
+	}
+	s.Clients, s.ByClient = list(s.Clients), list(s.ByClient)
+	return a.Print.Answer(s, func() { a.statsText(s) })
 }
 
 func (a *App) watchStats(ctx context.Context, t target, o statsOptions) error {
-	var curve []float64
-	drawn := 0
+	v := statsView{a: a}
 	tick := time.NewTicker(o.interval)
 	defer tick.Stop()
 	for {
 		s, err := t.Stats(ctx, t.database)
 		switch {
 		case err == nil:
-			s.Clients = list(s.Clients)
-			if curve = append(curve, float64(s.OpenNow)); len(curve) > graphPoints {
-				curve = curve[1:]
-			}
+			s.Clients, s.ByClient = list(s.Clients), list(s.ByClient)
 			switch {
 			case a.Print.JSON:
 				err = a.Print.Line(s)
 			case a.StdoutTerminal:
-				drawn = a.drawStats(s, curve, drawn)
+				v.draw(s)
 			default:
-				a.Print.Textf("%s", statsLine(s))
+				a.Print.Textf("%s %s", s.At.UTC().Format(time.TimeOnly), statsLine(s))
 			}
 			if err != nil {
 				return err
@@ -100,39 +114,29 @@ func (a *App) watchStats(ctx context.Context, t target, o statsOptions) error {
 	}
 }
 
-// drawStats draws over what it drew before and returns how many lines that are now.
-func (a *App) drawStats(s api.Stats, curve []float64, before int) int {
-	var b strings.Builder
-	if before > 0 {
-		fmt.Fprintf(&b, "\x1b[%dA\x1b[J", before)
-	}
-	width := max(a.Width-axisWidth, 20)
-	points := curve[max(len(curve)-width, 0):]
-	graph := asciigraph.Plot(points, asciigraph.Height(graphHeight), asciigraph.LowerBound(0), asciigraph.Precision(0), asciigraph.Caption("open connections"))
-	text := graph + "\n" + output.Clean(statsLine(s)) + "\n"
-	if len(s.Clients) > 0 {
-		text += a.Print.Render(clientHeaders(), clientRows(s, a.Now(), 10))
-	}
-	b.WriteString(text)
-	_, _ = fmt.Fprint(a.Stdout, b.String())
-	return strings.Count(text, "\n")
+// statsLine is everything in a line.
+func statsLine(s api.Stats) string {
+	return openLine(s) + " · " + openedLine(s)
 }
 
-func statsLine(s api.Stats) string {
+func openLine(s api.Stats) string {
 	parts := []string{fmt.Sprintf("%d open", s.OpenNow)}
 	for _, p := range slices.Sorted(maps.Keys(s.ByProtocol)) {
 		parts = append(parts, fmt.Sprintf("%d %s", s.ByProtocol[p], p))
 	}
-	if n := s.ByVia["direct"]; n > 0 {
+	if n := s.ByVia[viaDirect]; n > 0 {
 		parts = append(parts, fmt.Sprintf("%d past the gateway", n))
 	}
-	parts = append(parts, fmt.Sprintf("opened: %s last minute, %s hour, %s day", output.Count(s.LastMinute), output.Count(s.LastHour), output.Count(s.LastDay)),
-		fmt.Sprintf("%.0f%% redirected", s.Redirected*100))
 	return strings.Join(parts, " · ")
 }
 
+func openedLine(s api.Stats) string {
+	return fmt.Sprintf("opened: %s last minute, %s hour, %s day · %.0f%% redirected", brief(s.LastMinute), brief(s.LastHour), brief(s.LastDay), s.Redirected*100)
+}
+
 func (a *App) statsText(s api.Stats) {
-	a.Print.Textf("%s", statsLine(s))
+	a.Print.Textf("%s", openLine(s))
+	a.Print.Textf("%s", openedLine(s))
 	a.Print.Textf("last seen: %s", output.Ago(s.LastSeen, a.Now()))
 	if !s.Collecting {
 		a.Print.Textf("the gateway does not count connections (REHOME_USAGE_STATS is disabled)")
@@ -140,19 +144,88 @@ func (a *App) statsText(s api.Stats) {
 	if s.Note != "" {
 		a.Print.Textf("note: %s", s.Note)
 	}
+	for _, u := range s.Unseen {
+		a.Print.Textf("%s %s", a.Print.Paint(output.Yellow, "not seen:"), u)
+	}
+	if len(s.ByClient) > 0 {
+		a.Print.Textf("")
+		a.Print.Table(useHeaders(), useRows(s.ByClient, a.Now(), mostRows))
+		a.more(len(s.ByClient))
+	}
 	if len(s.Clients) > 0 {
-		a.Print.Table(clientHeaders(), clientRows(s, a.Now(), len(s.Clients)))
+		a.Print.Textf("")
+		a.Print.Table(clientHeaders(), clientRows(s, a.Now(), mostRows))
+		a.more(len(s.Clients))
 	}
 }
 
+// more says how much a table left out.
+func (a *App) more(n int) {
+	if n > mostRows {
+		a.Print.Notef("and %d more; -o json shows them", n-mostRows)
+	}
+}
+
+// useHeaders are of clients and their versions, whatever the address.
+func useHeaders() []string {
+	return []string{"client", "version", "over", ">open", ">hour", ">opened", ">moved", "last seen"}
+}
+
+func useRows(uses []api.ClientUse, now time.Time, most int) [][]string {
+	var rows [][]string
+	for _, c := range uses[:min(most, len(uses))] {
+		moved := "past it"
+		switch {
+		case c.Via == viaDirect:
+		case c.Opened == 0:
+			moved = "-"
+		default:
+			moved = fmt.Sprintf("%.0f%%", 100*float64(c.Redirected)/float64(c.Opened))
+		}
+		rows = append(rows, []string{
+			begin(c.Client, 18), begin(c.Version, 10), output.Clean(c.Protocol), strconv.Itoa(c.Open), brief(c.LastHour), brief(c.Opened), moved, output.Ago(&c.LastSeen, now),
+		})
+	}
+	return rows
+}
+
+// clientHeaders are of what is open now, from where.
 func clientHeaders() []string {
-	return []string{"protocol", "client", "address", "via", ">open", "last seen"}
+	return []string{"open from", "client", "user", "over", "via", ">open", "last seen"}
 }
 
 func clientRows(s api.Stats, now time.Time, most int) [][]string {
 	var rows [][]string
 	for _, c := range s.Clients[:min(most, len(s.Clients))] {
-		rows = append(rows, []string{c.Protocol, short(output.Clean(c.Client), 40), c.Address, c.Via, strconv.Itoa(c.Open), output.Ago(&c.LastSeen, now)})
+		name := c.Client
+		if c.Version != "" {
+			name += " " + c.Version
+		}
+		rows = append(rows, []string{c.Address, begin(name, 22), begin(c.User, 12), c.Protocol, c.Via, strconv.Itoa(c.Open), output.Ago(&c.LastSeen, now)})
 	}
 	return rows
+}
+
+// begin is the beginning of a name, which tells most of a program's.
+func begin(s string, n int) string {
+	if r := []rune(output.Clean(s)); len(r) > n {
+		return string(r[:n-1]) + "…"
+	}
+	return output.Clean(s)
+}
+
+// brief writes a number in at most five characters: 999, 1.2k, 57k, 3.4M.
+func brief(n int64) string {
+	for _, u := range []struct {
+		size int64
+		name string
+	}{{1_000_000_000, "G"}, {1_000_000, "M"}, {1000, "k"}} {
+		switch {
+		case n >= 10*u.size:
+			return strconv.FormatInt(n/u.size, 10) + u.name
+		case n >= u.size:
+			return fmt.Sprintf("%.1f%s", float64(n/(u.size/10))/10, u.name)
+		}
+	}
+	return strconv.FormatInt(n, 10)
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"net/http"
 	"net/url"
+	"strconv"
+	"time"
 
 	"github.com/rehomedb/rehome/server/api"
 	"github.com/rehomedb/rehome/tenant"
@@ -49,6 +51,11 @@ func (c *Client) Realms(ctx context.Context, name, shard, sort string) ([]api.Re
 		q.Set("sort", sort)
 	}
 	return get[[]api.Realm](ctx, c, pathOf("/v1/databases", name, "realms"), q)
+}
+
+// StatsHistory reads how a database's use went for a time up to now.
+func (c *Client) StatsHistory(ctx context.Context, name string, last time.Duration) (api.StatsHistory, error) {
+	return get[api.StatsHistory](ctx, c, pathOf("/v1/databases", name, "stats", "history"), url.Values{"last": {strconv.FormatInt(int64(last/time.Second), 10)}})
 }
 
 // Stats counts a database's connections.
