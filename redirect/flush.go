@@ -71,7 +71,7 @@ func (g *Gateway) writeDeltas(ctx context.Context, tx pgx.Tx, deltas map[deltaKe
 		return nil
 	}
 	keys := slices.SortedFunc(maps.Keys(deltas), func(a, b deltaKey) int {
-		return cmp.Or(cmp.Compare(a.database, b.database), a.minute.Compare(b.minute), a.key.compare(b.key), cmp.Compare(a.outcome, b.outcome))
+		return cmp.Or(cmp.Compare(a.database, b.database), a.minute.Compare(b.minute), a.compare(b.key), cmp.Compare(a.outcome, b.outcome))
 	})
 	var (
 		database, protocol, client, version, address, outcome []string
