@@ -76,6 +76,13 @@ func (n *Notifier) publish(ctx context.Context, found []progress.Stored, last in
 // tell makes the deliveries and mails of one event.
 func (n *Notifier) tell(ctx context.Context, tx pgx.Tx, x news) error {
 	switch x.topic {
+	case CutoverTakenBack:
+		// A rehearsal takes itself back: that is its end, and no news.
+		var rehearsed bool
+		err := tx.QueryRow(ctx, `SELECT coalesce((SELECT direction = 'rehearsal' FROM rehome_control.cutovers WHERE replication = $1 ORDER BY started_at DESC LIMIT 1), false)`, x.replication).Scan(&rehearsed)
+		if err != nil || rehearsed {
+			return err
+		}
 	case Paused:
 		// Once it is in sync again that is worth telling.
 		if _, err := tx.Exec(ctx, `DELETE FROM rehome_control.told WHERE thing = $1 AND topic = $2`, x.replication, string(InSync)); err != nil {

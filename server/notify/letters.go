@@ -57,6 +57,12 @@ func (n *Notifier) word(x news, w where) otp.Notice {
 		if f.Seconds != nil {
 			o.What = fmt.Sprintf("In about %s the source throws away changes that the new side of %s still needs. The replication would then have to begin again; the data at the source is safe.", span(*f.Seconds), w.Database)
 		}
+		if f.Code == slotWALHigh {
+			o.Subject = "the replication of " + w.Database + " holds back more of its source's disk than was allowed"
+			o.What = fmt.Sprintf("The source keeps changes on its disk until the new side of %s has them; that is more now than was allowed (throttle --max-slot-wal).", w.Database)
+			o.Next = []string{"Make sure that the source's disk has room, and see why the new side is behind:", look, "To free the disk at once, at the price of beginning anew:", rep("cancel-replication")}
+			break
+		}
 		o.Next = []string{"At the source, allow more (a reload is enough):", "$ psql SOURCE -c \"ALTER SYSTEM SET max_slot_wal_keep_size = '50GB'\" -c \"SELECT pg_reload_conf()\"", "and make sure that its disk has that room. Then see why the new side is behind:", look}
 	case WayBackBroken:
 		o.Subject = "no way back for " + w.Database + " at present"

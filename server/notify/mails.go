@@ -134,7 +134,7 @@ func (n *Notifier) worthTelling(ctx context.Context, tx pgx.Tx, x news) (bool, e
 		return true, nil
 	}
 	topic := "mail " + string(x.topic)
-	if x.topic == Alarm || x.topic == Paused {
+	if x.topic == Alarm || x.topic == Paused || x.topic == SlotInDanger {
 		topic += " " + x.same // another reason is other news
 	}
 	var at time.Time

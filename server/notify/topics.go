@@ -185,9 +185,12 @@ func ofVerification(f facts) Topic {
 	return VerificationFail
 }
 
+// slotWALHigh: the slot holds back more than an operator allowed. It is not lost by that.
+const slotWALHigh = "slot-wal-high"
+
 func ofAlarm(code string) Topic {
 	switch {
-	case code == "slot-in-danger", code == "slot-wal-high", code == "slot-lost":
+	case code == "slot-in-danger", code == slotWALHigh, code == "slot-lost":
 		return SlotInDanger
 	case strings.HasPrefix(code, "way-back"):
 		return WayBackBroken
