@@ -162,7 +162,9 @@ const backLane = "source"
 func BackSlot(slot string, ordinal int) string { return fmt.Sprintf("%s_back_%d", slot, ordinal) }
 
 // BackPublication names the publication of the way back at the shards.
-func BackPublication(publication string) string { return publication + "_back" }
+func BackPublication(publication string) string { return publication + backPublicationEnd }
+
+const backPublicationEnd = "_back"
 
 func (c Config) label() string {
 	if c.back != nil {

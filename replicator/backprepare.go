@@ -152,7 +152,7 @@ func (b *Back) installSource(ctx context.Context, c *pgx.Conn) error {
 		return err
 	}
 	defer closeSoon(probe)
-	return asReplica(ctx, probe)
+	return asReplica(ctx, probe, b.cfg.Publication)
 }
 
 const progressPublished = `SELECT EXISTS (SELECT FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid

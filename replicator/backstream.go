@@ -76,23 +76,45 @@ func backReshaped(t tenant.TableName) error {
 	return stop("schema-changed", "bring the table at the source to its shape at the shards", "table %s changed its shape since the way back was made: its rows cannot be carried", t)
 }
 
-// needsReplica is whether writes at the source fire what must not fire: foreign keys and triggers of users. Those that check
-// a deferrable key are no such.
-const needsReplica = `
-SELECT EXISTS (SELECT FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
-	LEFT JOIN pg_constraint k ON k.oid = t.tgconstraint
-	WHERE n.nspname NOT LIKE 'pg\_%' AND n.nspname NOT IN ('information_schema', 'rehome', 'rehome_control') AND t.tgname NOT LIKE 'rehome\_%'
-	  AND t.tgenabled IN ('O', 'A') AND coalesce(k.contype, '') NOT IN ('p', 'u', 'x'))`
+// PublishedTables begins a statement with the tables of a publication, $1, and all their partitions: published (oid, nspname,
+// relname). Without a publication it is all tables of users.
+const PublishedTables = `WITH published AS (
+	SELECT c.oid, n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+	WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND n.nspname NOT LIKE 'pg\_%' AND n.nspname NOT IN ('information_schema', 'rehome', 'rehome_control')
+	  AND ($1 = '' OR EXISTS (SELECT FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid CROSS JOIN LATERAL
+		(SELECT r.prrelid::oid AS oid UNION SELECT relid::oid FROM pg_partition_tree(r.prrelid)) t WHERE p.pubname = $1 AND t.oid = c.oid)))
+`
+
+// needsReplica is whether writes at the source fire what must not fire: foreign keys, triggers and rules of users. What
+// checks a deferrable key again is no such, and Rehome's own are not either.
+const needsReplica = PublishedTables + `
+SELECT EXISTS (SELECT FROM published c JOIN pg_trigger t ON t.tgrelid = c.oid JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_namespace n ON n.oid = p.pronamespace
+		WHERE t.tgenabled IN ('O', 'A') AND n.nspname <> 'rehome' AND NOT (t.tgisinternal AND p.proname = 'unique_key_recheck'))
+	OR EXISTS (SELECT FROM published c JOIN pg_rewrite r ON r.ev_class = c.oid WHERE r.ev_enabled IN ('O', 'A'))`
+
+// NeedsReplicaRole reports whether what is published from a source has foreign keys, triggers or rules that would fire for
+// rows that are carried back to it, unless the session is in the replica role (session_replication_role).
+func NeedsReplicaRole(ctx context.Context, source *pgx.Conn, publication string) (needed bool, err error) {
+	if err := source.QueryRow(ctx, needsReplica, publication).Scan(&needed); err != nil {
+		return false, fmt.Errorf("look for triggers: %w", err)
+	}
+	return needed, nil
+}
+
+// published is the publication of the replication that the way back belongs to.
+func (s *backSide) published() string {
+	return strings.TrimSuffix(s.engine.cfg.Publication, backPublicationEnd)
+}
 
 // asReplica keeps foreign keys and triggers quiet on a session at the source. Where the role may not, there must be none.
-func asReplica(ctx context.Context, c *pgx.Conn) error {
+func asReplica(ctx context.Context, c *pgx.Conn, publication string) error {
 	_, err := c.Exec(ctx, `SET session_replication_role = replica`)
 	if pe, ok := errors.AsType[*pgconn.PgError](err); !ok || pe.Code != "42501" {
 		return err
 	}
-	var needed bool
-	if err := c.QueryRow(ctx, needsReplica).Scan(&needed); err != nil {
-		return fmt.Errorf("look for triggers: %w", err)
+	needed, err := NeedsReplicaRole(ctx, c, publication)
+	if err != nil {
+		return err
 	}
 	if needed {
 		return stop("no-way-back", "GRANT SET ON PARAMETER session_replication_role TO our role at the source (from version 15 on), or cut over with --no-way-back",

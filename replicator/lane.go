@@ -100,7 +100,7 @@ func (l *lane) open(ctx context.Context) error {
 	}
 	conn, err := connect(ctx, l.shard.DSN, laneName(l.replication), settings)
 	if err == nil && l.back != nil {
-		if err = asReplica(ctx, conn); err != nil {
+		if err = asReplica(ctx, conn, l.back.published()); err != nil {
 			closeSoon(conn)
 		}
 	}

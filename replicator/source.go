@@ -128,7 +128,7 @@ func (d *direct) createSlot(ctx context.Context, failover bool) (*view, error) {
 
 // temporarySnapshot is a snapshot at a position of its own; its slot goes with the session.
 func (d *direct) temporarySnapshot(ctx context.Context, purpose string) (*view, error) {
-	name := fmt.Sprintf("rehome_%s_%s_%x", d.replication, purpose, time.Now().UnixNano())
+	name := fmt.Sprintf("%s_%s_%x", d.slot, purpose, time.Now().UnixNano())
 	slot, err := ParseSlotName(name)
 	if err != nil {
 		return nil, err

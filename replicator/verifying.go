@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -65,9 +66,14 @@ func (e *Engine) Verify(ctx context.Context, opts VerifyOptions) (tenant.Verific
 // NewVerificationID makes up a name for a verification.
 func NewVerificationID() string { return strings.ToLower(rand.Text()[:12]) }
 
-// verifyOnce compares everything once: at one position, and what was left out there, because its tables were or were to be
-// changed, at later ones.
+// verifyOnce compares everything once.
 func (e *Engine) verifyOnce(ctx context.Context, opts VerifyOptions) (tenant.Verification, error) {
+	return verifyPasses(ctx, e.log, opts, e.verifyAt)
+}
+
+// verifyPasses compares everything once: at one position, and what was left out there, because its tables were or were to be
+// changed, at later ones.
+func verifyPasses(ctx context.Context, log *slog.Logger, opts VerifyOptions, verifyAt func(context.Context, VerifyOptions) (tenant.Verification, error)) (tenant.Verification, error) {
 	started, until, told := time.Now().UTC(), time.Now().Add(opts.MaxDuration), opts.OnPart
 	opts.Done = slices.Clone(opts.Done)
 	further := false
@@ -83,7 +89,7 @@ func (e *Engine) verifyOnce(ctx context.Context, opts VerifyOptions) (tenant.Ver
 			opts.onPass()
 		}
 		further = false
-		v, err := e.verifyAt(ctx, opts)
+		v, err := verifyAt(ctx, opts)
 		v.StartedAt = started
 		if further {
 			idle = 0
@@ -91,7 +97,7 @@ func (e *Engine) verifyOnce(ctx context.Context, opts VerifyOptions) (tenant.Ver
 		if te := tenant.AsError(err); te == nil || te.Code != verify.CodeGaveWay || idle == gaveWayTries {
 			return v, err
 		}
-		e.log.Info("verification goes on at a later position", "because", err)
+		log.Info("verification goes on at a later position", "because", err)
 		if wait(ctx, gaveWayRest) != nil {
 			return v, err
 		}
@@ -199,6 +205,9 @@ func (e *Engine) reachTogether(ctx context.Context, s *stream, hold bool, most t
 	if err != nil {
 		return nil, err
 	}
+	if err := e.mayCompare(); err != nil {
+		return at, err
+	}
 	ready, prepared := make(chan struct{}), error(nil)
 	b := &barrier{at: at.lsn, most: most, done: make(chan struct{}), open: func(ctx context.Context, l *lane) error {
 		select {
@@ -243,6 +252,22 @@ func (e *Engine) reachTogether(ctx context.Context, s *stream, hold bool, most t
 	case <-wctx.Done():
 		return at, context.Cause(wctx)
 	}
+}
+
+// mayCompare refuses a position that is not surely before a cutover's decision: while the shards take writes they have more
+// than the source. Asked when the position is known: one that was chosen before the cutover began lies before its marker,
+// behind which the shards are opened.
+func (e *Engine) mayCompare() error {
+	if e.cfg.back != nil {
+		return nil // whoever asks for positions of the way back knows when they make sense
+	}
+	switch p := e.State().Phase; {
+	case p == tenant.CuttingOver || p == tenant.RollingBack:
+		return tenant.Errorf(tenant.KindUnavailable, "deciding", "try again when it is over", "the replication is %s", p)
+	case e.sourceClosed():
+		return tenant.Errorf(tenant.KindConflict, "cut-over", "verify again: the way back is compared then", "the shards take the writes now")
+	}
+	return nil
 }
 
 // openShard runs in the lane, at the position.

@@ -61,7 +61,9 @@ type VerificationState struct {
 	Clean        bool      `json:"clean"`
 	LSN          LSN       `json:"lsn,omitempty"`
 	ComparedAt   time.Time `json:"compared_at,omitzero"`
-	Continuous   bool      `json:"continuous"`              // it goes on by itself until the cutover
+	Direction    Direction `json:"direction,omitempty"`     // in which it was made
+	Outdated     bool      `json:"outdated,omitempty"`      // the writes changed sides since: neither a cutover nor a rollback takes it
+	Continuous   bool      `json:"continuous"`              // it goes on by itself
 	EverySeconds float64   `json:"every_seconds,omitempty"` // of the continuous mode
 }
 
@@ -115,8 +117,21 @@ type Verification struct {
 	Digest      string              `json:"digest"` // hex SHA-256 over the tables' digests, counts and the position
 	Attempts    int                 `json:"attempts"`
 	Repair      *RowRepair          `json:"repair,omitempty"`
-	Error       string              `json:"error,omitempty"` // why it could not be finished
+	// Direction is of whom the other side is the copy. With DirectionBack LSN is the source's position, and Shards are those of
+	// the shards whose writes the source has just then.
+	Direction Direction       `json:"direction,omitempty"`
+	Shards    []ShardPosition `json:"shards,omitempty"`
+	Error     string          `json:"error,omitempty"` // why it could not be finished
 }
+
+// Direction is which way the writes are carried that a verification compares.
+type Direction string
+
+// Directions.
+const (
+	DirectionForward Direction = ""     // from the source to the shards
+	DirectionBack    Direction = "back" // from the shards to the source, after a cutover
+)
 
 // RowRepair is what was copied again before a verification's result.
 type RowRepair struct {

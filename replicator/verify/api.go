@@ -29,6 +29,10 @@ type Input struct {
 	MaxDiffs  int                 // rows named per table; default 20; the rest is counted
 	// Accepted are the findings that were accepted by name ("code:object"): foreign keys among them may be missing at a shard.
 	Accepted []string
+	// Home is set for a comparison of the way back, after a cutover, and names the shard whose rows of reference tables the
+	// source gets: only they are compared then. Rows on a shard that does not own them are named, but the source has them as
+	// well as any other, so that they are no difference; and doubled keys are looked for at the source too.
+	Home string
 	// MaxDuration bounds the comparison, because its snapshots hold back vacuum on both sides; 0: no bound.
 	MaxDuration time.Duration
 	// PartBytes is about how large the parts are that large tables are compared in, if that uses more of the servers than

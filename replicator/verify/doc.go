@@ -39,6 +39,11 @@
 // equal at P1 is equal at P2 as long as the stream applied exactly what lies between and nobody else wrote at the shard, which
 // its fences refuse; a fault that came after P1 is not seen in it.
 //
+// # The way back
+//
+// After a cutover the same comparison shows that the source has what was written at the shards (Input.Home): with the
+// snapshots of the shards each at the position that the source's snapshot has of it.
+//
 // # Locks
 //
 // What is read is locked (ACCESS SHARE) only while a part is read: not in rests, and not while the next part waits to be

@@ -78,7 +78,7 @@ func findSchema(ctx context.Context, in Input, s *sides) (*schemaFindings, error
 			if schemas[i], err = one.readSchema(gctx, in); err != nil {
 				return err
 			}
-			if sizes[i], err = one.readSizes(gctx, in); err != nil || i == 0 {
+			if sizes[i], err = one.readSizes(gctx, in); err != nil || i == 0 && in.Home == "" {
 				return err
 			}
 			doubles[i], err = one.readDoubles(gctx, in)
@@ -89,6 +89,9 @@ func findSchema(ctx context.Context, in Input, s *sides) (*schemaFindings, error
 		return nil, fmt.Errorf("verify: %w", err)
 	}
 	f := &schemaFindings{in: in, skip: map[tenant.TableName]string{}, cuts: cutTables(in, sizes)}
+	for _, d := range doubles[0] {
+		f.add("", d.table.String()+"."+shown(d.name), ConstraintViolated, fmt.Sprintf("%d keys are there more than once", d.keys), d.definition)
+	}
 	for i, one := range all[1:] {
 		f.shard(one.name, schemas[0], schemas[i+1])
 		for _, d := range doubles[i+1] {

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/rehomedb/rehome/gate"
+	"github.com/rehomedb/rehome/replicator"
 	"github.com/rehomedb/rehome/tenant"
 )
 
@@ -55,13 +56,6 @@ func (w wayBackChecks) accepts(code, object string) bool {
 	return slices.Contains(w.job.Accept, tenant.Finding{Code: code, Object: object}.ID())
 }
 
-// publishedTables are the tables that are replicated, with all their partitions. Without a publication: all of users.
-const publishedTables = `published AS (
-	SELECT c.oid, n.nspname, c.relname, c.relkind, c.relowner FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-	WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND n.nspname NOT LIKE 'pg\_%' AND n.nspname NOT IN ('information_schema', 'rehome', 'rehome_control')
-	  AND ($1 = '' OR EXISTS (SELECT FROM pg_publication p JOIN pg_publication_rel r ON r.prpubid = p.oid CROSS JOIN LATERAL
-		(SELECT r.prrelid::oid AS oid UNION SELECT relid::oid FROM pg_partition_tree(r.prrelid)) t WHERE p.pubname = $1 AND t.oid = c.oid)))`
-
 // source looks at the source as the side that will be written to again by our role, as the tables' owner.
 func (w wayBackChecks) source(ctx context.Context, conn *pgx.Conn) error {
 	for _, check := range []func(context.Context, *pgx.Conn) error{w.replicaRole, w.firing, w.rowSecurity, w.unchecked, w.connections} {
@@ -72,15 +66,11 @@ func (w wayBackChecks) source(ctx context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
-// replicaRole: writes can be carried back only where foreign keys and user triggers can be kept quiet meanwhile. The
-// checks of deferrable unique keys may go on.
+// replicaRole: writes can be carried back only where foreign keys and user triggers can be kept quiet meanwhile.
 func (w wayBackChecks) replicaRole(ctx context.Context, conn *pgx.Conn) error {
-	var needed bool
-	if err := conn.QueryRow(ctx, `WITH `+publishedTables+`
-		SELECT EXISTS (SELECT FROM published c JOIN pg_trigger t ON t.tgrelid = c.oid JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_namespace n ON n.oid = p.pronamespace
-			WHERE t.tgenabled <> 'D' AND n.nspname <> 'rehome' AND NOT (t.tgisinternal AND p.proname = 'unique_key_recheck'))
-		    OR EXISTS (SELECT FROM published c JOIN pg_rewrite r ON r.ev_class = c.oid WHERE r.ev_enabled <> 'D')`, w.job.Publication).Scan(&needed); err != nil {
-		return fmt.Errorf("look for triggers: %w", err)
+	needed, err := replicator.NeedsReplicaRole(ctx, conn, w.job.Publication)
+	if err != nil {
+		return err
 	}
 	if !needed {
 		return nil
@@ -103,7 +93,7 @@ func (w wayBackChecks) replicaRole(ctx context.Context, conn *pgx.Conn) error {
 // firing finds triggers and rules that fire for replicated rows too: what they did at a shard would come back as rows and
 // happen once more at the source.
 func (w wayBackChecks) firing(ctx context.Context, conn *pgx.Conn) error {
-	rows, err := conn.Query(ctx, `WITH `+publishedTables+`
+	rows, err := conn.Query(ctx, replicator.PublishedTables+`
 		SELECT c.nspname::text, c.relname::text, t.tgname::text, 'trigger' FROM published c JOIN pg_trigger t ON t.tgrelid = c.oid
 			JOIN pg_proc p ON p.oid = t.tgfoid JOIN pg_namespace n ON n.oid = p.pronamespace
 		WHERE NOT t.tgisinternal AND t.tgenabled IN ('A', 'R') AND n.nspname <> 'rehome'
@@ -131,7 +121,7 @@ func (w wayBackChecks) firing(ctx context.Context, conn *pgx.Conn) error {
 
 // rowSecurity finds policies that apply to our role: an UPDATE or DELETE under them hits nothing, and says nothing.
 func (w wayBackChecks) rowSecurity(ctx context.Context, conn *pgx.Conn) error {
-	rows, err := conn.Query(ctx, `WITH `+publishedTables+`
+	rows, err := conn.Query(ctx, replicator.PublishedTables+`
 		SELECT nspname::text, relname::text, current_user::text FROM published WHERE row_security_active(oid) ORDER BY 1, 2`, w.job.Publication)
 	if err != nil {
 		return fmt.Errorf("look at row security: %w", err)
@@ -150,7 +140,7 @@ func (w wayBackChecks) rowSecurity(ctx context.Context, conn *pgx.Conn) error {
 
 // unchecked names constraints of the source that no shard enforces over all rows, so that what is carried back may break them.
 func (w wayBackChecks) unchecked(ctx context.Context, conn *pgx.Conn) error {
-	rows, err := conn.Query(ctx, `WITH `+publishedTables+`
+	rows, err := conn.Query(ctx, replicator.PublishedTables+`
 		SELECT c.nspname::text, c.relname::text, k.conname::text, '' FROM published c JOIN pg_constraint k ON k.conrelid = c.oid WHERE k.contype = 'f' AND k.conparentid = 0
 		UNION ALL
 		SELECT c.nspname::text, c.relname::text, i.relname::text, n.nspname::text FROM published c JOIN pg_index x ON x.indrelid = c.oid
