@@ -51,7 +51,7 @@ func (b *backRig) write(ctx context.Context, shard int, done *atomic.Int64) erro
 		} {
 			if _, err := c.Exec(ctx, q.sql, q.args...); err != nil {
 				if ctx.Err() != nil {
-					return nil //nolint:nilerr // stopped on purpose
+					return nil
 				}
 				return err
 			}

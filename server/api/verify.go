@@ -7,7 +7,7 @@ type VerifyRequest struct {
 	Jobs          int   `json:"jobs,omitempty" minimum:"0" maximum:"64" doc:"verify: tables at the same time"`
 	Resume        bool  `json:"resume,omitempty" doc:"verify: go on with the last one that was not finished, with what it did not find equal yet"`
 	Repair        bool  `json:"repair,omitempty" doc:"verify: copy rows that differ again, through the stream, until both sides are equal"`
-	Continuous    bool  `json:"continuous,omitempty" doc:"verify: compare again and again until the cutover"`
+	Continuous    bool  `json:"continuous,omitempty" doc:"verify: compare again and again, until it is stopped or the replication is completed"`
 	EveryMS       int64 `json:"every_ms,omitempty" minimum:"0" doc:"verify, continuous: so long after the last one; default 300000"`
 	Stop          bool  `json:"stop,omitempty" doc:"verify: end the continuous mode"`
 }

@@ -29,7 +29,7 @@ func (r *runner) setVerifyMode(ctx context.Context, args api.VerifyRequest) (*ap
 		return &api.VerifyModeResult{}, r.savePolicy(ctx, nil)
 	}
 	if !verifies(r.state().Phase) && r.state().Phase != tenant.Paused {
-		return nil, tenant.Errorf(tenant.KindConflict, tenant.ErrTransition.Code, "verifications go on until the cutover", "the replication is %s", r.state().Phase)
+		return nil, tenant.Errorf(tenant.KindConflict, tenant.ErrTransition.Code, "verifications go on while both sides are kept equal", "the replication is %s", r.state().Phase)
 	}
 	p := &api.VerifyPolicy{EveryMS: args.EveryMS, MaxDurationMS: args.MaxDurationMS, RestMS: args.RestMS, Jobs: args.Jobs}
 	if p.EveryMS == 0 {
@@ -66,10 +66,18 @@ func (r *runner) policy(ctx context.Context) (*api.VerifyPolicy, error) {
 	return p, nil
 }
 
-// verifies reports whether verifications go on in a phase.
-func verifies(p tenant.Phase) bool { return p == tenant.CatchingUp || p == tenant.InSync }
+// verifies reports whether verifications go on in a phase: before a cutover and after a rollback of the shards, in between of
+// the source, since a rollback needs a fresh one as a cutover does.
+func verifies(p tenant.Phase) bool {
+	switch p {
+	case tenant.CatchingUp, tenant.InSync, tenant.CutOver, tenant.RolledBack:
+		return true
+	}
+	return false
+}
 
-// keepVerified compares again and again while the replication's mode asks for it, and until its cutover.
+// keepVerified compares again and again while the replication's mode asks for it: until the way back is closed, or, where
+// there is none, until the cutover.
 func (r *runner) keepVerified(ctx context.Context) error {
 	var failed time.Time
 	for {
@@ -80,7 +88,8 @@ func (r *runner) keepVerified(ctx context.Context) error {
 		if err != nil || p == nil {
 			continue
 		}
-		if st := r.state(); st.Phase == tenant.CutOver || st.Phase.Terminal() {
+		if _, err := r.direction(ctx); r.state().Phase.Terminal() || tenant.AsError(err) != nil && tenant.AsError(err).Code == "no-way-back" {
+			r.log.Info("the continuous verification ends: there is nothing to compare with any more")
 			if err := r.savePolicy(ctx, nil); err != nil && ctx.Err() == nil {
 				r.log.Warn("end the continuous verification", "error", err)
 			}
@@ -106,11 +115,11 @@ func (r *runner) keepVerified(ctx context.Context) error {
 }
 
 // verificationDue reports whether the last result, whoever asked for it, is old enough. While a person is asked for the code
-// of a cutover nothing is compared: the code is bound to the newest verification.
+// of a cutover or a rollback nothing is compared: the code is bound to the newest verification.
 func (r *runner) verificationDue(ctx context.Context, p api.VerifyPolicy) (due bool, err error) {
 	err = r.s.cfg.Pool.QueryRow(ctx, `SELECT
 			NOT EXISTS (SELECT FROM rehome_control.verifications WHERE replication = $1 AND (result->>'finished_at')::timestamptz > now() - make_interval(secs => $2))
-			AND NOT EXISTS (SELECT FROM rehome_control.challenges WHERE database = $3 AND action = 'cutover' AND used_at IS NULL AND closed_at IS NULL AND expires_at > now())`,
+			AND NOT EXISTS (SELECT FROM rehome_control.challenges WHERE database = $3 AND action IN ('cutover', 'rollback') AND used_at IS NULL AND closed_at IS NULL AND expires_at > now())`,
 		r.id, float64(p.EveryMS)/1000, r.journal.database).Scan(&due)
 	if err != nil {
 		return false, fmt.Errorf("look for the last verification: %w", err)
@@ -120,7 +129,7 @@ func (r *runner) verificationDue(ctx context.Context, p api.VerifyPolicy) (due b
 
 // pass is one verification of the continuous mode. It ends early when the mode does, or when a cutover begins.
 func (r *runner) pass(ctx context.Context, p api.VerifyPolicy) error {
-	working := ctx
+	working, began := ctx, r.state().Phase
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	watched := make(chan struct{})
@@ -129,7 +138,7 @@ func (r *runner) pass(ctx context.Context, p api.VerifyPolicy) error {
 		defer close(watched)
 		for pauseFor(ctx, lookEvery) == nil {
 			now, err := r.policy(ctx)
-			if !verifies(r.state().Phase) || (err == nil && now == nil) {
+			if phase := r.state().Phase; !verifies(phase) || (phase == tenant.CutOver) != (began == tenant.CutOver) || (err == nil && now == nil) {
 				cancel(errPassEnded)
 				return
 			}
@@ -143,10 +152,14 @@ func (r *runner) pass(ctx context.Context, p api.VerifyPolicy) error {
 	if working.Err() == nil && errors.Is(context.Cause(ctx), errPassEnded) {
 		return nil
 	}
+	detail := "the continuous verification found differences; see: rehome verify --last; mend rows with: rehome verify --repair"
+	if began == tenant.CutOver {
+		detail = "the continuous verification found that the source does not have what the shards have: a rollback is refused; see: rehome verify --last"
+	}
 	if res != nil && !res.Clean && (len(res.Schema) > 0 || anyDiffers(res.Tables)) {
 		r.journal.Note(working, "alarm", map[string]any{
 			"code": "verification-not-clean", "verification": res.ID,
-			"detail": "the continuous verification found differences; see: rehome verify --last; mend rows with: rehome verify --repair",
+			"detail": detail,
 		})
 	}
 	if err != nil && tenant.AsError(err).Code == "verification-timeout" {
@@ -169,10 +182,11 @@ func (r *runner) verificationState(ctx context.Context) *tenant.VerificationStat
 	var p *api.VerifyPolicy
 	var id, lsn *string
 	var clean *bool
-	var at *time.Time
-	err := r.s.cfg.Pool.QueryRow(ctx, `SELECT r.verify_policy, v.id, v.clean, v.lsn::text, coalesce(v.compared_at, v.finished_at) FROM rehome_control.replications r
+	var at, started *time.Time
+	var direction string
+	err := r.s.cfg.Pool.QueryRow(ctx, `SELECT r.verify_policy, v.id, v.clean, v.lsn::text, coalesce(v.compared_at, v.finished_at), v.started_at, coalesce(v.result->>'direction', '') FROM rehome_control.replications r
 		LEFT JOIN LATERAL (SELECT * FROM rehome_control.verifications v WHERE v.replication = r.id AND v.finished_at IS NOT NULL ORDER BY v.finished_at DESC LIMIT 1) v ON true
-		WHERE r.id = $1`, r.id).Scan(&p, &id, &clean, &lsn, &at)
+		WHERE r.id = $1`, r.id).Scan(&p, &id, &clean, &lsn, &at, &started, &direction)
 	if err != nil || (p == nil && id == nil) {
 		return nil
 	}
@@ -180,7 +194,12 @@ func (r *runner) verificationState(ctx context.Context) *tenant.VerificationStat
 		s.Continuous, s.EverySeconds = true, float64(p.EveryMS)/1000
 	}
 	if id != nil {
-		s.ID, s.Clean = *id, clean != nil && *clean
+		s.ID, s.Clean, s.Direction = *id, clean != nil && *clean, tenant.Direction(direction)
+		moved, err := r.s.cutovers.LastMove(ctx, r.id)
+		if err != nil {
+			return nil
+		}
+		s.Outdated = started != nil && started.Before(moved)
 		if at != nil {
 			s.ComparedAt = at.UTC()
 		}

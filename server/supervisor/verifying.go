@@ -21,19 +21,29 @@ const verifyPatience = 5 * time.Minute
 // verification is one that is under way: what it found equal so far is in the control database, so that any server goes on
 // with it.
 type verification struct {
-	id      string
-	command string // "": of the continuous mode
-	started time.Time
-	parts   []verify.Part
+	id        string
+	command   string // "": of the continuous mode
+	direction tenant.Direction
+	started   time.Time
+	parts     []verify.Part
 }
 
 // openVerification begins a verification, or goes on with one: of the same command after a take-over, or with resume the
-// last one that was not finished.
+// last one that was not finished. One from before the writes changed sides is not gone on with: that a part was equal then
+// says nothing any more.
 func (r *runner) openVerification(ctx context.Context, command string, resume bool) (*verification, error) {
 	v := &verification{command: command}
-	err := r.journal.guarded(ctx, func(tx pgx.Tx) error {
+	var err error
+	if v.direction, err = r.awaitDirection(ctx); err != nil {
+		return nil, err
+	}
+	moved, err := r.s.cutovers.LastMove(ctx, r.id)
+	if err != nil {
+		return nil, err
+	}
+	err = r.journal.guarded(ctx, func(tx pgx.Tx) error {
 		err := tx.QueryRow(ctx, `SELECT id, started_at FROM rehome_control.verifications
-			WHERE replication = $1 AND unfinished AND (command = $2 OR $3) ORDER BY command = $2 DESC, started_at DESC LIMIT 1`, r.id, command, resume).Scan(&v.id, &v.started)
+			WHERE replication = $1 AND unfinished AND (command = $2 OR $3) AND started_at > $4 ORDER BY command = $2 DESC, started_at DESC LIMIT 1`, r.id, command, resume, moved).Scan(&v.id, &v.started)
 		switch {
 		case errors.Is(err, pgx.ErrNoRows):
 			v.id, v.started = replicator.NewVerificationID(), time.Now().UTC()
@@ -82,12 +92,16 @@ func (r *runner) part(ctx context.Context, v *verification, p verify.Part) error
 // verify compares both sides and records the result. One that was not finished has both a result and an error.
 func (r *runner) verify(ctx context.Context, c command) (any, error) {
 	args := c.Args.Verify
+	if args.Repair && r.state().Phase == tenant.CutOver {
+		return nil, tenant.Errorf(tenant.KindConflict, "no-repair", "see which rows differ (rehome verify); if the source is to stay behind: rehome complete",
+			"rows are not repaired while the shards take the writes: the source gets what is written there, and nothing else")
+	}
 	if args.Repair {
 		r.setMending(true)
 		defer r.setMending(false)
 	}
 	switch st := r.state(); {
-	case st.Phase == tenant.Paused && args.Repair && verifies(st.Resume):
+	case st.Phase == tenant.Paused && args.Repair && verifies(st.Resume) && st.Resume != tenant.CutOver:
 		// What stopped it is mended as it goes on. If something else did, it is paused again, with that reason.
 		if _, err := r.journal.Observe(ctx, tenant.Observation{Kind: tenant.AskedResume}); err != nil {
 			return nil, err
@@ -133,11 +147,7 @@ func (r *runner) compare(ctx context.Context, v *verification, args api.VerifyRe
 			opts.MaxDuration = max(limit-time.Since(began), time.Millisecond)
 		}
 		opts.Done = append([]verify.Part(nil), v.parts...)
-		var res tenant.Verification
-		err := error(tenant.Errorf(tenant.KindUnavailable, "not-streaming", "see: rehome replication-progress", "the replication is not streaming"))
-		if e := r.current(); e != nil {
-			res, err = e.Verify(ctx, opts)
-		}
+		res, err := r.compareNow(ctx, v, opts)
 		timeout := tenant.AsError(err) != nil && tenant.AsError(err).Code == "verification-timeout"
 		if err == nil || timeout {
 			res.StartedAt = v.started

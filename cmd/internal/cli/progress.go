@@ -120,6 +120,12 @@ func (a *App) verifiedText(v tenant.VerificationState) string {
 			text = a.Print.Paint(output.Red, "verification found differences") + " at " + v.LSN.String()
 		}
 		text += ", compared at " + v.ComparedAt.Format(time.RFC3339)
+		if v.Direction == tenant.DirectionBack {
+			text += " (the source with what the shards have)"
+		}
+		if v.Outdated {
+			text += ", " + a.Print.Paint(output.Yellow, "before the writes changed sides: a new one is needed")
+		}
 	}
 	if v.Continuous {
 		text += fmt.Sprintf("; goes on every %s", time.Duration(v.EverySeconds*float64(time.Second)))

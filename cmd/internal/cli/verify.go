@@ -43,8 +43,10 @@ func newVerifyCommand(a *App) *cobra.Command {
 			"rest at a new position. Such a result is as old as its oldest part. --rest spares the servers.\n\n" +
 			"--repair copies rows that differ again, through the stream and fenced like it, and compares what was not equal once more, until both sides are equal;\n" +
 			"it says how many rows were written where. A replication that is paused by such a row is resumed by it. Schemas are not repaired.\n\n" +
-			"--continuous compares again and again, with any server, until the cutover or --stop; differences raise an alarm, and replication-progress shows how fresh\n" +
-			"the result is.",
+			"After a cutover it shows that the way back has carried to the source what was written at the shards, which a rollback demands; reference tables are compared\n" +
+			"with the shard that they are carried from, and nothing is repaired then.\n\n" +
+			"--continuous compares again and again, with any server, until --stop, complete or a cutover without a way back; differences raise an alarm, and\n" +
+			"replication-progress shows how fresh the result is.",
 		Args: rangeArgs(0, "ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.args(args)
@@ -60,7 +62,7 @@ func newVerifyCommand(a *App) *cobra.Command {
 	f.IntVar(&o.jobs, "jobs", 0, "tables compared at the same time; 0: by the machine")
 	f.BoolVar(&o.resume, "resume", false, "go on with the last one that was not finished")
 	f.BoolVar(&o.repair, "repair", false, "copy the rows that differ again, until both sides are equal")
-	f.BoolVar(&o.continuous, "continuous", false, "compare again and again until the cutover")
+	f.BoolVar(&o.continuous, "continuous", false, "compare again and again, until --stop or complete")
 	f.DurationVar(&o.every, "every", 0, "with --continuous: so long after the last one; default 5m")
 	f.BoolVar(&o.stop, "stop", false, "end the continuous mode")
 	cmd.MarkFlagsMutuallyExclusive("last", "continuous", "stop")
@@ -154,6 +156,8 @@ func (a *App) printVerification(v tenant.Verification, line bool) error {
 	switch {
 	case v.Unfinished > 0 || v.Error != "":
 		return tenant.Errorf(tenant.KindTimeout, "verification-unfinished", "go on with it: rehome verify --resume; what stands above was compared", "the comparison could not be finished: %s", v.Error)
+	case !v.Clean && v.Direction == tenant.DirectionBack:
+		return tenant.Errorf(tenant.KindRefused, "verification-not-clean", "look at the rows by their keys, and at the schema; a rollback is refused until a comparison is clean", "the source does not have what the shards have")
 	case !v.Clean:
 		return tenant.Errorf(tenant.KindRefused, "verification-not-clean", "look at the rows by their keys, and at the schema; rows are mended with rehome verify --repair; a cutover is refused until a comparison is clean", "the two sides differ")
 	}
@@ -203,6 +207,9 @@ func (a *App) verificationText(v tenant.Verification) {
 	}
 	if v.FirstLSN != 0 {
 		a.Print.Textf("gathered from %s on; its oldest part was compared at %s", v.FirstLSN, v.ComparedAt.Format(time.RFC3339))
+	}
+	for _, s := range v.Shards {
+		a.Print.Textf("shard %s was compared at %s", s.Shard, s.LSN)
 	}
 	if v.Clean {
 		a.Print.Textf("%s %s rows equal at %s in %s; digest %s", a.Print.Paint(output.Green, "clean:"), output.Count(v.Rows), v.LSN,
@@ -256,6 +263,6 @@ func (a *App) printVerifyMode(cmd api.Command, err error) error {
 			a.Print.Textf("verifications do not go on by themselves")
 			return
 		}
-		a.Print.Textf("verifies %s after the last one, until the cutover; see: rehome replication-progress, rehome verify --last", time.Duration(m.Policy.EveryMS)*time.Millisecond)
+		a.Print.Textf("verifies %s after the last one; see: rehome replication-progress, rehome verify --last", time.Duration(m.Policy.EveryMS)*time.Millisecond)
 	})
 }
