@@ -152,7 +152,7 @@ func (d *Doctor) checkDatabaseAt(ctx context.Context, db shard.Database, p tenan
 			return err
 		}
 	}
-	return nil
+	return d.checkWayBackAt(ctx, db.Name, name, dsn, f)
 }
 
 // checkApplier looks whose notes of a stream a shard keeps.

@@ -105,7 +105,7 @@ func checkSlot(r *replication, src *sourceView, f *findings) {
 func (d *Doctor) checkOrphans(ctx context.Context, r *replication, src *sourceView, f *findings) error {
 	for _, name := range src.otherSlots {
 		var known bool
-		if err := d.cfg.Pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM rehome_control.replications WHERE slot_name = $1)`, name).Scan(&known); err != nil {
+		if err := d.cfg.Pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM rehome_control.replications WHERE slot_name = $1)`, slotOwner(name)).Scan(&known); err != nil {
 			return fmt.Errorf("look whose slot %s is: %w", name, err)
 		}
 		if !known {

@@ -38,6 +38,14 @@ func TestReplication(t *testing.T) {
 	w.at(w.source, `SELECT pg_drop_replication_slot('rehome_stranger')`)
 	w.finds()
 
+	// Slots of ways back.
+	w.at(w.shard(), `SELECT pg_create_logical_replication_slot('rehome_stranger_back_0', 'pgoutput')`)
+	w.finds("way-back-orphan")
+	w.at(w.shard(), `SELECT pg_drop_replication_slot('rehome_stranger_back_0'), pg_create_logical_replication_slot('`+slot+`_back_0', 'pgoutput')`)
+	w.fixes([]string{"way-back-left"}, "way-back-left") // the worker's own
+	w.at(w.shard(), `SELECT pg_drop_replication_slot('`+slot+`_back_0')`)
+	w.finds()
+
 	// Without a worker.
 	stop()
 	w.control(`UPDATE rehome_control.leases SET expires_at = now() - interval '1 minute'`)
@@ -85,9 +93,9 @@ func TestReplication(t *testing.T) {
 	w.control(`UPDATE rehome_control.replications SET state = '{"phase": "paused", "resume": "in_sync"}'`)
 	w.finds("gate-against-phase")
 	w.control(`UPDATE rehome_control.replications SET state = '{"phase": "paused", "resume": "cut_over"}'`)
-	w.at(w.source, `ALTER TABLE items DISABLE TRIGGER rehome_fence`)
+	w.at(w.source, `ALTER EVENT TRIGGER rehome_fence_ddl_end DISABLE; ALTER TABLE items DISABLE TRIGGER rehome_fence; ALTER EVENT TRIGGER rehome_fence_ddl_end ENABLE ALWAYS`)
 	w.fixes([]string{"source-fence-open"}, "source-fence-open")
-	w.at(w.source, `ALTER TABLE items ENABLE ALWAYS TRIGGER rehome_fence`)
+	w.at(w.source, `ALTER EVENT TRIGGER rehome_fence_ddl_end DISABLE; ALTER TABLE items ENABLE ALWAYS TRIGGER rehome_fence; ALTER EVENT TRIGGER rehome_fence_ddl_end ENABLE ALWAYS`)
 	w.control(`UPDATE rehome_control.cutovers SET outcome = 'target', certificate = NULL WHERE attempt = 'a2'`)
 	w.finds("certificate-missing")
 	w.control(`UPDATE rehome_control.cutovers SET certificate = '{}' WHERE attempt = 'a2'`)
@@ -95,9 +103,14 @@ func TestReplication(t *testing.T) {
 	w.finds("slot-missing")
 	w.at(w.source, `SELECT pg_create_logical_replication_slot('`+slot+`', 'pgoutput')`)
 
+	w.control(`UPDATE rehome_control.replications SET state = '{"phase": "cut_over"}', phase = 'cut_over'`)
+	w.finds("shard-behind-slot", "slot-inactive", "way-back-missing") // the slot was made anew above
+	w.at(w.shard(), `SELECT pg_create_logical_replication_slot('`+slot+`_back_0', 'pgoutput')`)
+	w.finds("shard-behind-slot", "slot-inactive", "way-back-inactive", "way-back-missing") // at the other shard
+
 	// Completed, and nothing cleaned up.
 	w.control(`UPDATE rehome_control.replications SET state = '{"phase": "completed"}', phase = 'completed', ended_at = now()`)
-	w.fixes([]string{"changes-left", "progress-left", "publication-left", "schema-left", "slot-left"})
+	w.fixes([]string{"changes-left", "progress-left", "publication-left", "schema-left", "slot-left", "way-back-left"})
 	if s := w.gate(w.source); s.Side != gate.SideTarget {
 		t.Errorf("the source is not fenced any more: %+v", s)
 	}
