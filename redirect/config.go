@@ -2,6 +2,7 @@ package redirect
 
 import (
 	"log/slog"
+	"net/netip"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -15,6 +16,7 @@ const (
 	defaultMaxHold      = 10 * time.Second       // twice the default of a cutover's longest pause
 	defaultMaxWait      = 20 * time.Second       // clients and load balancers commonly give up after 30 s
 	defaultDrainHeld    = 300 * time.Millisecond // most of a pause of half a second stays for the cutover
+	defaultCloseWindow  = 10 * time.Second       // ten thousand clients that come back at once are a thousand a second
 	defaultReleaseBatch = 64                     // what an application takes at once without queueing
 	defaultReleaseEvery = 10 * time.Millisecond  // 10,000 held requests are released within 1.6 s
 	defaultWriteTimeout = 30 * time.Second       // a reader that takes nothing for that long is gone
@@ -40,7 +42,17 @@ type Config struct {
 	WriteTimeout   time.Duration // a client that takes no byte for so long is cut off; default 30 s
 	DialTimeout    time.Duration // connecting to an upstream; default 5 s
 	MaxMessage     int64         // bytes of one WebSocket message; default 64 MB
-	TrustForwarded bool          // believe X-Forwarded-For of whoever connects: a load balancer is in front
+	CloseWindow    time.Duration // WebSockets that a move ends are closed within so long, not at once; default 10 s
+	PermanentAfter time.Duration // a redirect of this age is answered with 308; 0: only where a person said so
+	BaseHost       string        // NAME.BaseHost stands for the database NAME; see WithBaseURL
+	// TrustedProxies are believed what they say of the client in X-Forwarded-For, X-Forwarded-Proto and Forwarded.
+	TrustedProxies []netip.Prefix
+}
+
+// WithBaseURL sets BaseHost to the host of the installation's URL, unless that is an address.
+func (c Config) WithBaseURL(base string) Config {
+	c.BaseHost = baseHost(base)
+	return c
 }
 
 // WithDefaults fills what was left out.
@@ -56,7 +68,7 @@ func (c Config) WithDefaults() Config {
 	}
 	for d, def := range map[*time.Duration]time.Duration{
 		&c.RefreshEvery: defaultRefresh, &c.FlushEvery: defaultFlush, &c.MaxHold: defaultMaxHold, &c.MaxWait: defaultMaxWait, &c.DrainHeld: defaultDrainHeld,
-		&c.ReleaseEvery: defaultReleaseEvery, &c.WriteTimeout: defaultWriteTimeout, &c.DialTimeout: defaultDialTimeout,
+		&c.CloseWindow: defaultCloseWindow, &c.ReleaseEvery: defaultReleaseEvery, &c.WriteTimeout: defaultWriteTimeout, &c.DialTimeout: defaultDialTimeout,
 	} {
 		if *d <= 0 {
 			*d = def

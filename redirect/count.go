@@ -5,7 +5,6 @@ import (
 	"net"
 	"net/http"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 )
@@ -57,7 +56,7 @@ func newCounts(cfg Config) *counts {
 }
 
 // see makes the key of a request.
-func (c *counts) see(r *http.Request, database string, trustForwarded bool) key {
+func (c *counts) see(r *http.Request, database, address string) key {
 	k := key{database: database, protocol: protoHTTP}
 	if isUpgrade(r) {
 		k.protocol = protoWebSocket
@@ -66,17 +65,7 @@ func (c *counts) see(r *http.Request, database string, trustForwarded bool) key 
 		return k
 	}
 	k.client, k.version = product(r.UserAgent())
-	k.address = addressOf(r.RemoteAddr)
-	if trustForwarded {
-		// The last entry is what the load balancer saw; those before it anybody may have written.
-		if v := r.Header.Values("X-Forwarded-For"); len(v) > 0 {
-			last := v[len(v)-1]
-			last = strings.TrimSpace(last[strings.LastIndexByte(last, ',')+1:])
-			if net.ParseIP(last) != nil {
-				k.address = last
-			}
-		}
-	}
+	k.address = address
 	return c.members.fold(k)
 }
 

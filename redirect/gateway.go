@@ -3,6 +3,7 @@ package redirect
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
@@ -17,7 +18,7 @@ import (
 	"github.com/rehomedb/rehome/tenant"
 )
 
-// Gateway forwards, counts, holds and redirects. It is an http.Handler for /NAME/….
+// Gateway forwards, counts, holds and redirects. It is an http.Handler for /NAME/…, and for all paths of hosts that it Owns.
 type Gateway struct {
 	cfg       Config
 	routes    atomic.Pointer[table]
@@ -56,20 +57,25 @@ func (g *Gateway) Run(ctx context.Context) error {
 		grp.Go(func() error { return g.flushLoop(gctx) })
 	}
 	err := grp.Wait()
-	g.sockets.closeAll()
+	g.sockets.closeAll(0)
 	g.transport.CloseIdleConnections()
 	return err
 }
 
-// Drain tells WebSockets to go away and waits until they are gone; net/http's Shutdown does not know them.
+// Drain tells WebSockets to go away and waits until they are gone; net/http's Shutdown does not know them. They go one
+// after the other, within half of the time that ctx gives: their clients come back to the other servers.
 func (g *Gateway) Drain(ctx context.Context) error {
-	g.sockets.closeAll()
+	window := g.cfg.CloseWindow
+	if deadline, ok := ctx.Deadline(); ok {
+		window = min(window, time.Until(deadline)/2)
+	}
+	g.sockets.closeAll(window)
 	return g.sockets.wait(ctx)
 }
 
-// ServeHTTP serves /NAME/….
+// ServeHTTP serves /NAME/…, and every path where the host stands for a database.
 func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	name, rest := splitPath(r.URL)
+	name, prefix, rest := g.locate(r)
 	if g.looped(r) {
 		refuse(w, http.StatusLoopDetected, tenant.KindRefused, "proxy-loop", "the request came through this server before", "the database's upstream or its redirect leads back here; change it")
 		return
@@ -82,7 +88,8 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusBadRequest, tenant.KindInvalid, "bad-path", "the path leads out of the database "+name, "write it without ..")
 		return
 	}
-	req := &request{name: name, rest: rest, upgrade: isUpgrade(r), seen: g.counts.see(r, name, g.cfg.TrustForwarded)}
+	from := g.originOf(r)
+	req := &request{name: name, prefix: prefix, rest: rest, upgrade: isUpgrade(r), from: from, seen: g.counts.see(r, name, from.address)}
 	done := g.hold(w, r, req)
 	if done == nil {
 		return
@@ -117,11 +124,21 @@ func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// permanentFor is how long clients may keep a permanent redirect before they ask again.
+const permanentFor = 24 * time.Hour
+
+// permanent reports whether a redirect is answered with 308: where a person said so, or when it is old enough.
+func (r *Redirect) permanent(cfg Config) bool {
+	return r.Permanent || (cfg.PermanentAfter > 0 && cfg.Now().Sub(r.CreatedAt) >= cfg.PermanentAfter)
+}
+
 // request is what the gateway keeps of a request.
 type request struct {
 	name    string
-	rest    string // escaped path after /NAME: "" or "/…"
-	upgrade bool   // to WebSocket
+	prefix  string // "/NAME", or "" where the host stands for the database
+	rest    string // escaped path after it: "" or "/…"
+	from    origin
+	upgrade bool // to WebSocket
 	seen    key
 }
 
@@ -177,8 +194,7 @@ func mayWrite(r *http.Request) bool {
 func (g *Gateway) serveMoved(w http.ResponseWriter, r *http.Request, req *request, rt *route) {
 	switch rt.redirect.Mode {
 	case ModeProxy:
-		same := strings.EqualFold(rt.target.Host, r.Host)
-		g.forward(w, r, req, destination{base: rt.target, credentials: same, outcome: "proxied"})
+		g.forward(w, r, req, destination{base: rt.target, credentials: sameHost(r, req.from.secure, rt.target), outcome: "proxied"})
 	case ModeRefuse:
 		g.answer(w, r, req, "refused", func(w http.ResponseWriter) {
 			writeProblem(w, problem{
@@ -189,12 +205,19 @@ func (g *Gateway) serveMoved(w http.ResponseWriter, r *http.Request, req *reques
 	default:
 		g.answer(w, r, req, "redirected", func(w http.ResponseWriter) {
 			status := http.StatusTemporaryRedirect
-			if rt.redirect.Permanent {
+			w.Header().Set("Cache-Control", "no-store")
+			if rt.redirect.permanent(g.cfg) {
 				status = http.StatusPermanentRedirect
+				// Without a bound browsers keep it as long as they like; with one, a mistake ends.
+				w.Header().Set("Cache-Control", fmt.Sprintf("max-age=%d", int(permanentFor.Seconds())))
+			}
+			query := r.URL.RawQuery
+			if !sameHost(r, req.from.secure, rt.target) {
+				query = withoutSecrets(query)
 			}
 			to := rt.redirect.To + req.rest
-			if r.URL.RawQuery != "" {
-				to += "?" + r.URL.RawQuery
+			if query != "" {
+				to += "?" + query
 			}
 			w.Header().Set("Location", to)
 			w.Header().Set("Connection", "close") // or it would stay open here, idle, and be counted
@@ -212,15 +235,6 @@ func (g *Gateway) answer(w http.ResponseWriter, r *http.Request, req *request, o
 	write(cw)
 	g.counts.opened(req.seen, outcome, cw.n)
 	g.metrics.requests.WithLabelValues(req.seen.protocol, outcome).Inc()
-}
-
-// splitPath divides /NAME/rest. The path stays escaped, so that the next server sees what the client wrote.
-func splitPath(u *url.URL) (name, rest string) {
-	path := strings.TrimPrefix(u.EscapedPath(), "/")
-	if i := strings.IndexByte(path, '/'); i >= 0 {
-		return path[:i], path[i:]
-	}
-	return path, ""
 }
 
 // climbs reports whether a path has a segment "..", however it is written. Clients resolve those themselves (RFC 3986,

@@ -157,7 +157,7 @@ func TestManyClients(t *testing.T) {
 		must(t, err)
 		r.RemoteAddr = fmt.Sprintf("10.%d.%d.%d:1", i>>16, i>>8&255, i&255)
 		r.Header.Set("User-Agent", fmt.Sprintf("bot-%d/1.%d", i, i))
-		k := b.counts.see(r, "acme", false)
+		k := b.counts.see(r, "acme", addressOf(r.RemoteAddr))
 		b.counts.add(k, 1)
 		b.counts.opened(k, "served", 1)
 		if i%10_000 == 0 {

@@ -167,6 +167,18 @@ func (b *bundle) try(ctx context.Context, method, path string, body io.Reader, h
 	for i := 0; i < len(header); i += 2 {
 		req.Header.Set(header[i], header[i+1])
 	}
+	return b.answerOf(req)
+}
+
+// send sends a request and fails the test where nobody answers.
+func (b *bundle) send(t *testing.T, req *http.Request) answer {
+	t.Helper()
+	a, err := b.answerOf(req)
+	must(t, err)
+	return a
+}
+
+func (b *bundle) answerOf(req *http.Request) (answer, error) {
 	resp, err := b.http.Do(req)
 	if err != nil {
 		return answer{}, err

@@ -52,7 +52,7 @@ func newMetrics(g *Gateway) *metrics {
 		sockets: gauge("websockets_open", "WebSockets open now.", func() float64 { return float64(g.sockets.len()) }),
 		routes: gauge("routes", "Databases and tombstones known.", func() float64 {
 			if t := g.routes.Load(); t != nil {
-				return float64(len(*t))
+				return float64(len(t.routes))
 			}
 			return 0
 		}),

@@ -15,9 +15,6 @@ import (
 	"github.com/rehomedb/rehome/tenant"
 )
 
-// credentialHeaders never reach another host than the one that the client addressed.
-var credentialHeaders = []string{"Authorization", "Cookie", "Proxy-Authorization", "X-Api-Key", "X-Auth-Token"}
-
 // destination is where a request is forwarded to.
 type destination struct {
 	base        *url.URL // its path comes before the rest
@@ -53,12 +50,19 @@ func (g *Gateway) newProxy() *httputil.ReverseProxy {
 			if !ok {
 				return
 			}
+			p.Out.URL.RawQuery = p.In.URL.RawQuery // as the client wrote it: nothing here reads it
 			setTarget(p.Out.URL, f)
 			p.Out.Host = ""
 			if f.to.keepHost {
 				p.Out.Host = p.In.Host
 			}
 			g.setHeaders(p.In, p.Out.Header, f)
+		},
+		ModifyResponse: func(resp *http.Response) error {
+			if f, ok := resp.Request.Context().Value(forwardKey{}).(*forwarding); ok && !f.to.credentials {
+				resp.Header.Del("Set-Cookie") // the client would send it here, not there
+			}
+			return nil
 		},
 		ErrorHandler: func(w http.ResponseWriter, r *http.Request, err error) {
 			if errors.Is(err, errClientLeft) || (errors.Is(err, context.Canceled) && r.Context().Err() != nil) {
@@ -78,7 +82,7 @@ func nameOf(r *http.Request) string {
 	return ""
 }
 
-// setTarget replaces scheme, host and path; the query stays.
+// setTarget replaces scheme, host and path; the query stays, but for credentials that must not go there.
 func setTarget(u *url.URL, f *forwarding) {
 	u.Scheme, u.Host = f.to.base.Scheme, f.to.base.Host
 	escaped := strings.TrimSuffix(f.to.base.EscapedPath(), "/") + f.req.rest
@@ -89,33 +93,27 @@ func setTarget(u *url.URL, f *forwarding) {
 	if err != nil { // it was parsed before, so it cannot be
 		path = escaped
 	}
-	u.Path, u.RawPath = path, escaped
+	u.Path, u.RawPath, u.User = path, escaped, nil
+	if !f.to.credentials {
+		u.RawQuery = withoutSecrets(u.RawQuery)
+	}
 }
 
 // setHeaders writes X-Forwarded-*, names this server in Via, and takes away what must not go there.
 func (g *Gateway) setHeaders(in *http.Request, out http.Header, f *forwarding) {
 	proto := "http"
-	if in.TLS != nil {
+	if f.req.from.secure {
 		proto = "https"
 	}
-	chain := addressOf(in.RemoteAddr)
-	if g.cfg.TrustForwarded {
-		if before := strings.Join(in.Header.Values("X-Forwarded-For"), ", "); before != "" {
-			chain = before + ", " + chain
-		}
-		if p := in.Header.Get("X-Forwarded-Proto"); p != "" {
-			proto = p
-		}
-	}
-	out.Set("X-Forwarded-For", chain)
+	out.Set("X-Forwarded-For", strings.Join(f.req.from.chain, ", "))
 	out.Set("X-Forwarded-Host", in.Host)
 	out.Set("X-Forwarded-Proto", proto)
-	out.Set("X-Forwarded-Prefix", "/"+f.req.name)
+	if out.Del("X-Forwarded-Prefix"); f.req.prefix != "" {
+		out.Set("X-Forwarded-Prefix", f.req.prefix)
+	}
 	out.Add("Via", "1.1 "+g.viaName())
 	if !f.to.credentials {
-		for _, h := range credentialHeaders {
-			out.Del(h)
-		}
+		dropSecrets(out)
 	}
 }
 

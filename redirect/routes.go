@@ -39,8 +39,6 @@ func (r *route) gone(now time.Time) bool {
 	return r.redirect == nil && (r.state == "deleted" || r.state == "purged")
 }
 
-type table map[string]*route
-
 // routesQuery reads databases and redirects. Where a cutover moves a database, its clients go to source_upstream_url before
 // and to upstream_url after it; a database that is the source of another's replication hands its clients on to that one.
 const routesQuery = `SELECT COALESCE(d.name, r.database), COALESCE(d.state, ''), COALESCE(d.kind = 'adopted' OR d.placement_epoch > 0, true),
@@ -78,7 +76,7 @@ func untilOf(live []liveHold) map[string]time.Time {
 	return out
 }
 
-// loadHolds reads the holds. The caller must have looked at the clock before.
+// queueHolds reads the holds. The caller must have looked at the clock before.
 func queueHolds(b *pgx.Batch, asked time.Time, into *[]liveHold) {
 	b.Queue(heldNames + ` SELECT id, name, extract(epoch FROM until - clock_timestamp())::float8 FROM held`).Query(func(rows pgx.Rows) (err error) {
 		*into, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (l liveHold, err error) {
@@ -93,21 +91,27 @@ func queueHolds(b *pgx.Batch, asked time.Time, into *[]liveHold) {
 
 // load reads all routes, and before them, in the same round trip, the holds: a hold that is over has its decision's
 // routes in force.
-func (g *Gateway) load(ctx context.Context) (out table, live []liveHold, err error) {
+func (g *Gateway) load(ctx context.Context) (t *table, live []liveHold, err error) {
+	t = &table{domains: map[string]string{}}
 	b := &pgx.Batch{}
 	queueHolds(b, time.Now(), &live)
 	b.Queue(routesQuery).Query(func(rows pgx.Rows) (err error) {
-		out, err = g.readRoutes(ctx, rows)
+		t.routes, err = g.readRoutes(ctx, rows)
+		return err
+	})
+	b.Queue(`SELECT domain, database FROM rehome_control.domains`).Query(func(rows pgx.Rows) error {
+		var domain, database string
+		_, err := pgx.ForEachRow(rows, []any{&domain, &database}, func() error { t.domains[domain] = database; return nil })
 		return err
 	})
 	if err := g.cfg.Pool.SendBatch(ctx, b).Close(); err != nil {
 		return nil, nil, fmt.Errorf("read routes: %w", err)
 	}
-	return out, live, nil
+	return t, live, nil
 }
 
-func (g *Gateway) readRoutes(ctx context.Context, rows pgx.Rows) (table, error) {
-	out := table{}
+func (g *Gateway) readRoutes(ctx context.Context, rows pgx.Rows) (map[string]*route, error) {
+	out := map[string]*route{}
 	_, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (struct{}, error) {
 		var r route
 		var upstream string
@@ -171,7 +175,7 @@ func (g *Gateway) reloadLocked(ctx context.Context) (live []liveHold, err error)
 	if err != nil {
 		return nil, err
 	}
-	g.routes.Store(&t) // before any hold ends
+	g.routes.Store(t) // before any hold ends
 	g.loadedAt = asked
 	g.metrics.reloaded.SetToCurrentTime()
 	for _, name := range g.holds.apply(untilOf(live)) {
@@ -221,7 +225,7 @@ var errNotFresh = errors.New("the control database did not answer just now")
 
 func (g *Gateway) route(name string) *route {
 	if t := g.routes.Load(); t != nil {
-		return (*t)[name]
+		return t.routes[name]
 	}
 	return nil
 }

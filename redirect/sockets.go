@@ -36,19 +36,21 @@ type ending struct {
 	moved  string // new URL; "" where nothing moved
 	code   websocket.StatusCode
 	reason string
-	after  time.Duration // pacing: not all clients come back at once
+	at     time.Time // pacing: not all clients come back at once; zero: now
 }
 
 // socket is an open WebSocket, as far as others may touch it.
 type socket struct {
-	name   string
-	target string        // it is proxied to this redirect; "" where it goes to the database's own upstream
-	moving chan struct{} // one slot: announce a hold
-	end    chan ending   // one slot: the first reason counts
+	name     string
+	upstream string        // where it goes
+	target   string        // it is proxied to this redirect; "" where it goes to the database's own upstream
+	moving   chan struct{} // one slot: announce a hold
+	end      chan ending   // one slot: the first reason counts
+	told     string        // why it is being ended, by routes; guarded by sockets
 }
 
-func newSocket(name, target string) *socket {
-	return &socket{name: name, target: target, moving: make(chan struct{}, 1), end: make(chan ending, 1)}
+func newSocket(name, upstream, target string) *socket {
+	return &socket{name: name, upstream: upstream, target: target, moving: make(chan struct{}, 1), end: make(chan ending, 1)}
 }
 
 func (s *socket) finish(e ending) {
@@ -84,7 +86,7 @@ func (s *sockets) add(c *socket) {
 		s.empty = make(chan struct{})
 	}
 	if s.closing {
-		c.finish(goingAway(0))
+		c.finish(goingAway())
 	}
 }
 
@@ -118,18 +120,54 @@ func (s *sockets) announce(name string) {
 	}
 }
 
-func goingAway(after time.Duration) ending {
-	return ending{code: websocket.StatusGoingAway, reason: "the server stops", after: after}
+func goingAway() ending {
+	return ending{code: websocket.StatusGoingAway, reason: "the server stops"}
+}
+
+// turn waits until it is a WebSocket's turn to end. An ending that comes meanwhile and is sooner takes its place.
+func (s *socket) turn(ctx context.Context, e ending) ending {
+	for {
+		left := time.Until(e.at)
+		if left <= 0 {
+			return e
+		}
+		t := time.NewTimer(left)
+		select {
+		case <-t.C:
+		case next := <-s.end:
+			if next.at.Before(e.at) {
+				e = next
+			}
+		case <-ctx.Done():
+			t.Stop()
+			return e
+		}
+		t.Stop()
+	}
+}
+
+// closeStep is between two WebSockets that are closed, as long as the window has room for that: 200 clients a second come
+// back, each with a handshake and a query or two.
+const closeStep = 5 * time.Millisecond
+
+// pace gives the i-th of n endings its time: one after the other, all within the window.
+func pace(i, n int, window time.Duration) time.Time {
+	spread := min(window, time.Duration(n)*closeStep)
+	return time.Now().Add(spread * time.Duration(i) / time.Duration(n))
 }
 
 // closeAll tells every WebSocket to go away, and those that come later.
-func (s *sockets) closeAll() {
+func (s *sockets) closeAll(window time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.closing = true
+	i := 0
 	for _, set := range s.byName {
 		for c := range set {
-			c.finish(goingAway(0))
+			e := goingAway()
+			e.at = pace(i, s.n, window)
+			c.finish(e)
+			i++
 		}
 	}
 }
@@ -152,20 +190,24 @@ func (s *sockets) wait(ctx context.Context) error {
 }
 
 // follow ends what the new routes no longer serve, paced.
-func (s *sockets) follow(t table, cfg Config) {
+func (s *sockets) follow(t *table, cfg Config) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := cfg.Now()
 	for name, set := range s.byName {
-		ended := 0
+		ends := map[*socket]ending{}
 		for c := range set {
-			e, over := c.over(t[name], now)
-			if !over {
-				continue
+			e, over := c.over(t.routes[name], now)
+			if why := e.reason + e.moved; over && c.told != why {
+				c.told = why
+				ends[c] = e
 			}
-			e.after = time.Duration(ended/cfg.ReleaseBatch) * cfg.ReleaseEvery
-			ended++
+		}
+		i := 0
+		for c, e := range ends { // in no order: who came first is not first to come back
+			e.at = pace(i, len(ends), cfg.CloseWindow)
 			c.finish(e)
+			i++
 		}
 	}
 }
@@ -188,6 +230,8 @@ func (s *socket) over(r *route, now time.Time) (ending, bool) {
 		return ending{code: websocket.StatusServiceRestart, reason: "the redirect has been taken back"}, true
 	case r.state == "stopped":
 		return ending{code: websocket.StatusGoingAway, reason: "the database is stopped"}, true
+	case r.upstream == nil || s.upstream != r.upstream.String():
+		return ending{code: websocket.StatusServiceRestart, reason: "connect again: the database has moved to another application"}, true
 	}
 	return ending{}, false
 }

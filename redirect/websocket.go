@@ -56,8 +56,10 @@ func (g *Gateway) serveSocket(w http.ResponseWriter, r *http.Request, f *forward
 		return
 	}
 	defer func() { _ = up.CloseNow() }()
-	for _, c := range resp.Header.Values("Set-Cookie") {
-		w.Header().Add("Set-Cookie", c)
+	if f.to.credentials {
+		for _, c := range resp.Header.Values("Set-Cookie") {
+			w.Header().Add("Set-Cookie", c)
+		}
 	}
 	opts := &websocket.AcceptOptions{InsecureSkipVerify: true} // the upstream has seen the Origin and agreed
 	if p := up.Subprotocol(); p != "" {
@@ -76,7 +78,7 @@ func (g *Gateway) serveSocket(w http.ResponseWriter, r *http.Request, f *forward
 	if rt := g.route(f.req.name); f.to.outcome == "proxied" && rt != nil && rt.redirect != nil {
 		target = rt.redirect.To
 	}
-	s := newSocket(f.req.name, target)
+	s := newSocket(f.req.name, f.to.base.String(), target)
 	g.sockets.add(s)
 	defer g.sockets.remove(s)
 	if e, over := s.over(g.route(f.req.name), g.cfg.Now()); over { // the route changed during the handshake
@@ -104,7 +106,9 @@ func (g *Gateway) dialSocket(r *http.Request, f *forwarding) (*websocket.Conn, *
 	}
 	for _, list := range r.Header.Values("Sec-WebSocket-Protocol") {
 		for p := range strings.SplitSeq(list, ",") {
-			opts.Subprotocols = append(opts.Subprotocols, strings.TrimSpace(p))
+			if p = strings.TrimSpace(p); f.to.credentials || !isSecretProtocol(p) {
+				opts.Subprotocols = append(opts.Subprotocols, p)
+			}
 		}
 	}
 	if f.to.keepHost {
@@ -131,6 +135,9 @@ func (g *Gateway) socketRefused(w http.ResponseWriter, r *http.Request, f *forwa
 		return
 	}
 	for _, name := range []string{"Content-Type", "Location", "Www-Authenticate", "Retry-After", "Set-Cookie"} {
+		if name == "Set-Cookie" && !f.to.credentials {
+			continue
+		}
 		for _, v := range resp.Header.Values(name) {
 			w.Header().Add(name, v)
 		}
@@ -228,9 +235,7 @@ func (g *Gateway) mindSocket(ctx context.Context, client, up *websocket.Conn, s 
 		case <-s.moving:
 			g.tell(ctx, client, notice{Type: "moving"})
 		case e := <-s.end:
-			if e.after > 0 {
-				wait(ctx, e.after)
-			}
+			e = s.turn(ctx, e)
 			if e.moved != "" {
 				g.tell(ctx, client, notice{Type: "moved", URL: e.moved})
 			}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -244,4 +245,75 @@ func TestWebSocketSlowReaderIsClosed(t *testing.T) {
 	_, _, err := b.dial(t, "/acme/flood", nil)
 	must(t, err)
 	eventually(t, "it is closed", func() bool { return b.sockets.len() == 0 && metricValue(t, b.metrics.socketsSlow) == 1 })
+}
+
+// Many WebSockets of a moved database end one after the other, within the window: their clients do not come back at once.
+func TestWebSocketsAreClosedPaced(t *testing.T) {
+	t.Parallel()
+	const n, window = 300, time.Second
+	b := setup(t, func(c *Config) { c.Now = nil; c.CloseWindow = window })
+	b.database(t, "acme", echoApp(t, "old"))
+	ended := make(chan time.Time, n)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for range n {
+		c, _, err := b.dial(t, "/acme/live", nil)
+		must(t, err)
+		_ = c.read()
+		wg.Go(func() {
+			for {
+				if _, _, err := c.Read(t.Context()); err != nil {
+					if websocket.CloseStatus(err) == CloseMoved {
+						ended <- time.Now()
+					}
+					return
+				}
+			}
+		})
+	}
+	began := time.Now()
+	_, err := b.SetRedirect(t.Context(), Redirect{Database: "acme", To: "https://own.example/acme"})
+	must(t, err)
+	must(t, b.Reload(t.Context())) // a second reading does not begin anew
+	perTenth := map[int]int{}
+	var last time.Duration
+	for range n {
+		select {
+		case at := <-ended:
+			last = at.Sub(began)
+			perTenth[int(last/(window/10))]++
+		case <-time.After(15 * time.Second):
+			t.Fatal("not all were closed")
+		}
+	}
+	most := 0
+	for _, k := range perTenth {
+		most = max(most, k)
+	}
+	t.Logf("%d WebSockets closed within %s; at most %d in a tenth of the window", n, last, most)
+	if last < window*8/10 || most > n/2 {
+		t.Errorf("the closing took %s, with %d at once", last, most)
+	}
+}
+
+// A cutover that changes the application ends the WebSockets to the former one, and clients that come again reach the new.
+func TestWebSocketsFollowTheSwitch(t *testing.T) {
+	t.Parallel()
+	b := setup(t, func(c *Config) { c.Now = nil })
+	b.exec(t, `INSERT INTO rehome_control.databases (name, kind, source_upstream_url, upstream_url, placement_epoch) VALUES ('acme', 'sharded', $1, $2, 1)`, echoApp(t, "old"), echoApp(t, "new"))
+	must(t, b.Reload(t.Context()))
+	for round, want := range []string{"old", "new", "old"} {
+		c, _, err := b.dial(t, "/acme/live", nil)
+		must(t, err)
+		if got := c.read(); !strings.HasPrefix(got, want+" ") {
+			t.Errorf("round %d: %s", round, got)
+		}
+		must(t, b.Switch(t.Context(), "acme", "r", int64(round+1), round == 0))
+		if round == 2 {
+			break // it stays at its side
+		}
+		if ce := c.closed(); ce.Code != websocket.StatusServiceRestart {
+			t.Errorf("round %d: %+v", round, ce)
+		}
+	}
 }

@@ -307,7 +307,7 @@ func TestDeletionByCode(t *testing.T) {
 		t.Errorf("after the grace: %s", d.State)
 	}
 	b.refused(b.do("POST", path+"/undelete", nil, nil), 409, tenant.KindConflict, "database-wrong-state")
-	if status, _ := b.visit(name); status != http.StatusTemporaryRedirect {
+	if status, _ := b.visit(name); status != http.StatusPermanentRedirect {
 		t.Errorf("a tombstone answers %d", status)
 	}
 	b.clock.advance(b.cfg.Tombstone)

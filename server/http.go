@@ -33,6 +33,8 @@ func (s *Server) handler() http.Handler {
 	metrics := s.metrics.handler()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch {
+		case s.gateway.Owns(r): // a database's own host: nothing of ours lies there
+			s.gateway.ServeHTTP(w, r)
 		case r.URL.Path == "/livez":
 			s.livez(w, r)
 		case r.URL.Path == "/readyz", r.URL.Path == "/healthz":
@@ -110,6 +112,9 @@ func (p *statusProbe) WriteHeader(status int)      { p.status = status }
 func (s *Server) observe(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		rq := newRequest(r)
+		if address := s.gateway.ClientAddress(r); address != "" {
+			rq.address = address
+		}
 		ctx := withRequest(r.Context(), rq)
 		r = r.WithContext(ctx)
 		w.Header().Set("X-Request-Id", rq.id)

@@ -36,6 +36,9 @@ func (s *Server) operations(a huma.API) {
 	add(s, a, operation{method: post, path: "/v1/databases/{name}/delete/confirm", name: "confirm-delete", summary: "Confirm a deletion with the code of the e-mail", scope: scopeOperate}, s.confirmDelete)
 	add(s, a, operation{method: post, path: "/v1/databases/{name}/undelete", name: "undelete-database", summary: "Take a deletion back", scope: scopeOperate}, s.undelete)
 
+	add(s, a, operation{method: put, path: "/v1/databases/{name}/domains/{domain}", name: "add-domain", summary: "Make a database known under a domain of its own", scope: scopeAdmin, whole: true}, s.addDomain)
+	add(s, a, operation{method: del, path: "/v1/databases/{name}/domains/{domain}", name: "remove-domain", summary: "Take a domain away", scope: scopeAdmin, whole: true}, s.removeDomain)
+
 	add(s, a, operation{method: get, path: "/v1/databases/{name}/redirect", name: "get-redirect", summary: "The redirect in force", scope: scopeRead}, s.getRedirect)
 	add(s, a, operation{method: put, path: "/v1/databases/{name}/redirect", name: "set-redirect", summary: "Send clients to the new URL (takes a challenge)", scope: scopeOperate}, s.setRedirect)
 	add(s, a, operation{method: del, path: "/v1/databases/{name}/redirect", name: "clear-redirect", summary: "Take the redirect back", scope: scopeOperate}, s.clearRedirect)

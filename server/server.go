@@ -143,11 +143,17 @@ func (s *Server) makeParts(ctx context.Context, deps Deps) (err error) {
 		return fmt.Errorf("make the publisher of news: %w", err)
 	}
 	s.news = news
-	s.gateway = redirect.New(redirect.Config{
+	proxies, err := s.cfg.Proxies()
+	if err != nil {
+		return err
+	}
+	gatewayConfig := redirect.Config{
 		Pool: s.pool, Now: s.cfg.Now, Logger: s.log, Server: s.name, UsageStats: s.cfg.UsageStats == usageEnabled,
 		// As long as a person may let a cutover pause the writes, and what it then takes to take it back.
-		MaxHold: maxMaxPause + holdMargin,
-	})
+		MaxHold: maxMaxPause + holdMargin, MaxWait: s.cfg.HoldWait,
+		CloseWindow: s.cfg.CloseWindow, PermanentAfter: s.cfg.RedirectPermanentAfter, TrustedProxies: proxies,
+	}
+	s.gateway = redirect.New(gatewayConfig.WithBaseURL(s.installation.BaseURL))
 	s.otp = otp.New(otp.Config{Pool: s.pool, Seal: s.box, Channel: s.channel, Now: s.cfg.Now, Logger: s.log, Audit: s.auditOTP, Issuer: "Rehome"})
 	s.notifier = notify.New(notify.Config{
 		Pool: s.pool, Seal: s.box, Log: s.events, Installation: s.installation.ID, BaseURL: s.installation.BaseURL, Version: s.cfg.Version, Server: s.name,

@@ -2,6 +2,7 @@ package config
 
 import (
 	"net"
+	"net/netip"
 	"net/url"
 	"strings"
 	"time"
@@ -25,6 +26,14 @@ const (
 	DefaultDeleteGrace = 30 * 24 * time.Hour
 	// DefaultTombstone is how long a deleted database's redirect lives on: six months.
 	DefaultTombstone = 183 * 24 * time.Hour
+	// DefaultPermanentAfter is the age at which a redirect becomes permanent: until then somebody has noticed if it should
+	// not have been set.
+	DefaultPermanentAfter = 6 * time.Hour
+	// DefaultCloseWindow is how long the closing of a moved database's WebSockets takes at most.
+	DefaultCloseWindow = 10 * time.Second
+	// DefaultHoldWait is how long a request waits while its database is held: clients and load balancers commonly give up
+	// after 30 s.
+	DefaultHoldWait = 20 * time.Second
 )
 
 // Config is what a server is started with. The tags name the settings; see doc.go for where they come from.
@@ -60,6 +69,16 @@ type Config struct {
 	DeleteGrace time.Duration `koanf:"delete_grace"`
 	// Tombstone is how long the redirect of a deleted database lives on; then it answers 410.
 	Tombstone time.Duration `koanf:"tombstone"`
+	// RedirectPermanentAfter is the age at which a redirect answers 308 instead of 307; below 0: never by itself.
+	RedirectPermanentAfter time.Duration `koanf:"redirect_permanent_after"`
+	// CloseWindow is how long the closing of a moved database's WebSockets takes at most: their clients do not come back
+	// all at once.
+	CloseWindow time.Duration `koanf:"close_window"`
+	// HoldWait is how long a request waits while its database is held, before it is refused with Retry-After.
+	HoldWait time.Duration `koanf:"hold_wait"`
+	// TrustedProxies are addresses and networks (CIDR), separated by commas, that are believed what X-Forwarded-For,
+	// X-Forwarded-Proto and Forwarded say of a client. Empty: nobody is.
+	TrustedProxies string `koanf:"trusted_proxies"`
 
 	// Now is the clock; tests replace it. Nil: time.Now.
 	Now func() time.Time `koanf:"-"`
@@ -95,6 +114,15 @@ func (c Config) WithDefaults() Config {
 	}
 	if c.Tombstone == 0 {
 		c.Tombstone = DefaultTombstone
+	}
+	if c.RedirectPermanentAfter == 0 {
+		c.RedirectPermanentAfter = DefaultPermanentAfter
+	}
+	if c.CloseWindow == 0 {
+		c.CloseWindow = DefaultCloseWindow
+	}
+	if c.HoldWait == 0 {
+		c.HoldWait = DefaultHoldWait
 	}
 	if c.Now == nil {
 		c.Now = time.Now
@@ -133,15 +161,37 @@ func (c Config) Validate() error {
 			return bad("bad-nats-url", "write it as nats://host:4222, or leave it empty for the embedded server", "REHOME_NATS_URL is not a URL")
 		}
 	}
-	for name, d := range map[string]time.Duration{"drain-timeout": c.DrainTimeout, "delete-grace": c.DeleteGrace, "tombstone": c.Tombstone} {
+	for name, d := range map[string]time.Duration{"drain-timeout": c.DrainTimeout, "delete-grace": c.DeleteGrace, "tombstone": c.Tombstone, "close-window": c.CloseWindow, "hold-wait": c.HoldWait} {
 		if d < 0 {
 			return bad("bad-"+name, "write a duration such as 20s or 720h", "the setting %s is negative", name)
 		}
+	}
+	if _, err := c.Proxies(); err != nil {
+		return err
 	}
 	if c.MaxConnections < minConnections {
 		return bad("bad-max-connections", "leave it out for the default", "REHOME_MAX_CONNECTIONS is %d; the server needs at least %d", c.MaxConnections, minConnections)
 	}
 	return nil
+}
+
+// Proxies reads TrustedProxies.
+func (c Config) Proxies() ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for text := range strings.SplitSeq(c.TrustedProxies, ",") {
+		if text = strings.TrimSpace(text); text == "" {
+			continue
+		}
+		p, err := netip.ParsePrefix(text)
+		if addr, aerr := netip.ParseAddr(text); aerr == nil {
+			p, err = netip.PrefixFrom(addr.Unmap(), addr.Unmap().BitLen()), nil
+		}
+		if err != nil {
+			return nil, bad("bad-trusted-proxies", "write addresses or networks such as 10.0.0.0/8, separated by commas", "REHOME_TRUSTED_PROXIES: %q is no address and no network", text)
+		}
+		out = append(out, p.Masked())
+	}
+	return out, nil
 }
 
 // minConnections is what listeners, the job queue and the lease keeper hold at the same time, and some for requests.

@@ -47,6 +47,10 @@ func settings() []setting {
 		{"drain_timeout", "how long a stop waits for requests in flight (default " + DefaultDrainTimeout.String() + ")", false},
 		{"delete_grace", "how long a deleted database can be undeleted (default " + DefaultDeleteGrace.String() + ")", false},
 		{"tombstone", "how long the redirect of a deleted database lives on (default " + DefaultTombstone.String() + ")", false},
+		{"redirect_permanent_after", "age at which a redirect answers 308 instead of 307, or off (default " + DefaultPermanentAfter.String() + ")", false},
+		{"close_window", "how long closing a moved database's WebSockets takes at most (default " + DefaultCloseWindow.String() + ")", false},
+		{"hold_wait", "how long a request waits while its database is held (default " + DefaultHoldWait.String() + ")", false},
+		{"trusted_proxies", "addresses or networks of load balancers whose X-Forwarded-For is believed, separated by commas (default: none)", false},
 		{"max_connections", fmt.Sprintf("bound of the pool to the control database (default %d)", DefaultMaxConnections), false},
 	}
 }
@@ -136,9 +140,17 @@ func decode(k *koanf.Koanf) (Config, error) {
 		DatabaseURL: tenant.DSN(k.String("database_url")), Secret: tenant.Secret(k.String("secret")), URL: k.String("url"),
 		Listen: k.String("listen"), PGListen: k.String("pg_listen"), NATSURL: k.String("nats_url"), NATSStore: k.String("nats_store"),
 		EmailURL: tenant.Secret(k.String("email_url")), UsageStats: k.String("usage_stats"), WebhookNetworks: k.String("webhook_networks"), ServerName: k.String("server_name"),
+		TrustedProxies: k.String("trusted_proxies"),
 	}
-	for name, field := range map[string]*time.Duration{"drain_timeout": &c.DrainTimeout, "delete_grace": &c.DeleteGrace, "tombstone": &c.Tombstone} {
+	for name, field := range map[string]*time.Duration{
+		"drain_timeout": &c.DrainTimeout, "delete_grace": &c.DeleteGrace, "tombstone": &c.Tombstone,
+		"redirect_permanent_after": &c.RedirectPermanentAfter, "close_window": &c.CloseWindow, "hold_wait": &c.HoldWait,
+	} {
 		text := k.String(name)
+		if name == "redirect_permanent_after" && text == off {
+			*field = -1
+			continue
+		}
 		if text == "" {
 			continue
 		}
@@ -202,6 +214,8 @@ func (c Config) Print(w io.Writer) error {
 		"nats_url": redactURL(c.NATSURL), "nats_store": c.NATSStore, "email_url": redactURL(c.EmailURL.Reveal()), "usage_stats": c.UsageStats, "webhook_networks": c.WebhookNetworks,
 		"server_name": c.ServerName, "drain_timeout": c.DrainTimeout.String(), "max_connections": fmt.Sprint(c.MaxConnections),
 		"delete_grace": c.DeleteGrace.String(), "tombstone": c.Tombstone.String(),
+		"redirect_permanent_after": orOff(c.RedirectPermanentAfter), "close_window": c.CloseWindow.String(), "hold_wait": c.HoldWait.String(),
+		"trusted_proxies": c.TrustedProxies,
 	}
 	if c.DatabaseURL == "" {
 		values["database_url"] = ""
@@ -212,6 +226,16 @@ func (c Config) Print(w io.Writer) error {
 		}
 	}
 	return nil
+}
+
+// off is how a setting says that something never happens by itself.
+const off = "off"
+
+func orOff(d time.Duration) string {
+	if d < 0 {
+		return off
+	}
+	return d.String()
 }
 
 func show(secret string) string {

@@ -31,7 +31,7 @@ func newRedirectCommand(a *App) *cobra.Command {
 	f.StringVar(&o.from, "from", "", "the old URL: https://host/NAME")
 	f.StringVar(&o.to, "to", "", "the new URL")
 	f.StringVar(&o.mode, "mode", "redirect", "redirect, proxy (for clients that do not follow redirects) or refuse")
-	f.BoolVar(&o.permanent, "permanent", false, "answer 308, which clients keep, instead of 307")
+	f.BoolVar(&o.permanent, "permanent", false, "answer 308, which clients keep, at once; otherwise it is 307 for the first hours")
 	f.BoolVar(&o.force, "force", false, "although the old side still accepts writes: they would go to both")
 	f.BoolVar(&o.off, "off", false, "take the redirect back")
 	f.BoolVarP(&o.yes, "yes", "y", false, "with --off: do not ask")

@@ -82,7 +82,7 @@ func NewRoot(a *App) *cobra.Command {
 		newRollbackCommand(a), newCompleteCommand(a), newCertificateCommand(a), newRedirectCommand(a), newStatsCommand(a),
 		newDeleteCommand(a), newUndeleteCommand(a))
 	add(groupManage, newAddShardCommand(a), newUpdateShardCommand(a), newRemoveShardCommand(a), newShardsCommand(a), newCreateCommand(a),
-		newAdoptCommand(a), newDatabasesCommand(a), newStateCommand(a, "start"), newStateCommand(a, "stop"), newRealmsCommand(a))
+		newAdoptCommand(a), newDatabasesCommand(a), newStateCommand(a, "start"), newStateCommand(a, "stop"), newRealmsCommand(a), newDomainsCommand(a))
 	add(groupRights, newAuthorizeCommand(a), newClientsCommand(a), newRevokeCommand(a), newTOTPCommand(a), newEventsCommand(a),
 		newWebhooksCommand(a), newNotificationsCommand(a), newAuditCommand(a))
 	root.AddCommand(newVersionCommand(a), newDocsCommand(root, a))

@@ -78,6 +78,16 @@ func (c *Client) Undelete(ctx context.Context, name string) (api.Database, error
 	return send[api.Database](ctx, c, http.MethodPost, pathOf("/v1/databases", name, "undelete"), nil)
 }
 
+// AddDomain makes a database known under a domain of its own.
+func (c *Client) AddDomain(ctx context.Context, name, domain string) (api.Database, error) {
+	return send[api.Database](ctx, c, http.MethodPut, pathOf("/v1/databases", name, "domains", domain), nil)
+}
+
+// RemoveDomain takes it away.
+func (c *Client) RemoveDomain(ctx context.Context, name, domain string) (api.Database, error) {
+	return send[api.Database](ctx, c, http.MethodDelete, pathOf("/v1/databases", name, "domains", domain), nil)
+}
+
 // RedirectOf reads the redirect in force.
 func (c *Client) RedirectOf(ctx context.Context, name string) (api.Redirect, error) {
 	return get[api.Redirect](ctx, c, pathOf("/v1/databases", name, "redirect"), nil)
