@@ -62,10 +62,10 @@ func observation(kind string) (tenant.ObservationKind, bool) {
 // executes: this answer is for the person who waits.
 func fits(state tenant.State, kind string) error {
 	if kind == api.CommandVerify {
-		if p := state.Phase; p != tenant.CatchingUp && p != tenant.InSync && p != tenant.RolledBack {
+		if p := state.Phase; p != tenant.CatchingUp && p != tenant.InSync && p != tenant.CutOver && p != tenant.RolledBack {
 			return &tenant.Error{
 				Kind: tenant.KindConflict, Code: tenant.ErrTransition.Code, Message: fmt.Sprintf("verify does not fit: the replication is %s", p),
-				Hint: "verification compares while both sides move: wait for in_sync; see replication-progress",
+				Hint: "verification compares while both sides move: wait for in_sync, or verify after the cutover; see replication-progress",
 			}
 		}
 		return nil
