@@ -7,9 +7,6 @@ import (
 	"github.com/rehomedb/rehome/tenant"
 )
 
-// rollbackExists: the worker refuses a rollback. Its place in the API, the state machine and the gates is there.
-const rollbackExists = false
-
 type cutoverInput struct {
 	ID   string `path:"id"`
 	Body api.CutoverRequest
@@ -19,10 +16,6 @@ type cutoverInput struct {
 func (s *Server) planMove(ctx context.Context, action string, r api.Replication, in api.CutoverPlan) (plan, cutoverPlan, error) {
 	if err := fits(r.State, action); err != nil {
 		return plan{}, cutoverPlan{}, err
-	}
-	if action == actionRollback && !rollbackExists {
-		// Before anybody is asked for a code.
-		return plan{}, cutoverPlan{}, tenant.Errorf(tenant.KindConflict, "not-available", "the old side keeps all data up to the cutover; rehome complete ends the move", "this version has no way back after a cutover yet")
 	}
 	if err := s.openCommand(ctx, r.ID, api.CommandCutover, api.CommandRollback, api.CommandComplete, api.CommandCancel); err != nil {
 		return plan{}, cutoverPlan{}, err

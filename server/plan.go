@@ -104,20 +104,8 @@ func (s *Server) planCutover(ctx context.Context, r api.Replication, in api.Cuto
 	if err != nil {
 		return plan{}, body, err
 	}
-	var finished time.Time
-	var clean bool
-	err = s.pool.QueryRow(ctx, `SELECT id, coalesce(digest, ''), coalesce(clean, false), least(finished_at, compared_at) FROM rehome_control.verifications
-		WHERE replication = $1 AND finished_at IS NOT NULL ORDER BY finished_at DESC LIMIT 1`, r.ID).Scan(&body.Verification, &body.VerificationDigest, &clean, &finished)
-	const hint = "run rehome verify"
-	switch {
-	case errors.Is(err, pgx.ErrNoRows):
-		return plan{}, body, tenant.Errorf(tenant.KindRefused, "not-verified", hint, "replication %s has not been verified", r.ID)
-	case err != nil:
-		return plan{}, body, fmt.Errorf("read the verification: %w", err)
-	case !clean:
-		return plan{}, body, tenant.Errorf(tenant.KindRefused, "verification-not-clean", "see the differing rows with rehome verify; after the cause is mended verify again", "verification %s is not clean", body.Verification)
-	case s.cfg.Now().Sub(finished) > verificationFresh:
-		return plan{}, body, tenant.Errorf(tenant.KindRefused, "verification-too-old", hint, "verification %s is %s old; at most %s is trusted", body.Verification, s.cfg.Now().Sub(finished).Round(time.Minute), verificationFresh)
+	if err := s.verified(ctx, r, &body); err != nil {
+		return plan{}, body, err
 	}
 	var b strings.Builder
 	if body.Rehearse {
@@ -134,15 +122,39 @@ func (s *Server) planCutover(ctx context.Context, r api.Replication, in api.Cuto
 	return plan{action: actionCutover, database: r.Database, body: body, text: b.String()}, body, nil
 }
 
+// verified puts the newest verification into the plan, which is refused unless that is clean and fresh.
+func (s *Server) verified(ctx context.Context, r api.Replication, body *cutoverPlan) error {
+	var finished time.Time
+	var clean bool
+	err := s.pool.QueryRow(ctx, `SELECT id, coalesce(digest, ''), coalesce(clean, false), least(finished_at, compared_at) FROM rehome_control.verifications
+		WHERE replication = $1 AND finished_at IS NOT NULL ORDER BY finished_at DESC LIMIT 1`, r.ID).Scan(&body.Verification, &body.VerificationDigest, &clean, &finished)
+	const hint = "run rehome verify"
+	switch {
+	case errors.Is(err, pgx.ErrNoRows):
+		return tenant.Errorf(tenant.KindRefused, "not-verified", hint, "replication %s has not been verified", r.ID)
+	case err != nil:
+		return fmt.Errorf("read the verification: %w", err)
+	case !clean:
+		return tenant.Errorf(tenant.KindRefused, "verification-not-clean", "see the differing rows with rehome verify; after the cause is mended verify again", "verification %s is not clean", body.Verification)
+	case s.cfg.Now().Sub(finished) > verificationFresh:
+		return tenant.Errorf(tenant.KindRefused, "verification-too-old", hint, "verification %s is %s old; at most %s is trusted", body.Verification, s.cfg.Now().Sub(finished).Round(time.Minute), verificationFresh)
+	}
+	return nil
+}
+
 func (s *Server) planRollback(ctx context.Context, r api.Replication, in api.CutoverPlan) (plan, cutoverPlan, error) {
 	body, err := s.moveBody(ctx, actionRollback, r, in)
 	if err != nil {
 		return plan{}, body, err
 	}
+	if err := s.verified(ctx, r, &body); err != nil {
+		return plan{}, body, err
+	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "Go back: move the right to write from %s to %s again.\n", body.Target, body.Source)
 	fmt.Fprintf(&b, "Writes wait for at most %s; if it takes longer everything stays as it was.\n", time.Duration(body.MaxPauseMS)*time.Millisecond)
-	fmt.Fprintf(&b, "Replication %s, placement epoch %d.\n", body.Replication, body.PlacementEpoch)
+	fmt.Fprintf(&b, "What was written since the cutover is at the old side already: the way back carried it there. Replication goes on from the old side to the new one.\n")
+	fmt.Fprintf(&b, "Replication %s, verification %s (digest %s), placement epoch %d.\n", body.Replication, body.Verification, short(body.VerificationDigest), body.PlacementEpoch)
 	return plan{action: actionRollback, database: r.Database, body: body, text: b.String()}, body, nil
 }
 

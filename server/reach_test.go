@@ -97,13 +97,13 @@ func TestSourceThatWasCutOver(t *testing.T) {
 	b.refused(b.do(http.MethodPost, "/v1/challenges", api.ChallengeRequest{Action: "start-replication", Start: &p}, nil), 409, tenant.KindRefused, "preflight-refused")
 }
 
-// Nobody is asked for a code of an action that this version does not have.
-func TestNoCodeForARollback(t *testing.T) {
+// Nobody is asked for a code of a rollback without a proof that both sides are the same.
+func TestNoCodeForARollbackWithoutAVerification(t *testing.T) {
 	t.Parallel()
 	b, _, p := journey(t)
 	r := b.start(p)
 	b.exec(`UPDATE rehome_control.replications SET phase = 'cut_over', state = '{"phase": "cut_over"}' WHERE id = $1`, r.ID)
-	b.refused(b.do(http.MethodPost, "/v1/challenges", api.ChallengeRequest{Action: "rollback", Cutover: &api.CutoverPlan{Replication: r.ID}}, nil), 409, tenant.KindConflict, "not-available")
+	b.refused(b.do(http.MethodPost, "/v1/challenges", api.ChallengeRequest{Action: "rollback", Cutover: &api.CutoverPlan{Replication: r.ID}}, nil), 409, tenant.KindRefused, "not-verified")
 	if b.audited("otp.request", "ok", "") != 1 {
 		t.Error("a code was sent")
 	}

@@ -179,13 +179,13 @@ func Next(s State, o Observation) (State, Action, error) {
 		}
 		return refuse("after a cutover use rollback or complete")
 	case AskedCutover:
-		if s.Phase == InSync {
+		if s.Phase == InSync || s.Phase == RolledBack {
 			return to(CuttingOver, DoCutover)
 		}
 		if s.Phase == CuttingOver {
 			return stay(DoCutover)
 		}
-		return refuse("a cutover needs a replication that is in_sync; see replication-progress")
+		return refuse("a cutover needs a replication that is in_sync or rolled_back; see replication-progress")
 	case AskedRollback:
 		if s.Phase == CutOver {
 			return to(RollingBack, DoRollback)
@@ -195,8 +195,11 @@ func Next(s State, o Observation) (State, Action, error) {
 		}
 		return refuse("there is nothing to roll back before a cutover or after completion")
 	case AskedComplete:
-		if s.Phase == CutOver || s.Phase == RolledBack || (s.Phase == Paused && (s.Resume == CutOver || s.Resume == RolledBack)) {
+		if s.Phase == CutOver || (s.Phase == Paused && s.Resume == CutOver) {
 			return to(Completed, DoCleanUp)
+		}
+		if s.Phase == RolledBack || (s.Phase == Paused && s.Resume == RolledBack) {
+			return refuse("the source writes: cancel-replication ends the move and drops the copy; cutover tries it again")
 		}
 		if s.Phase == Completed {
 			return stay(DoCleanUp)

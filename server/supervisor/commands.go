@@ -82,8 +82,7 @@ func (r *runner) execute(ctx context.Context, c command, jobs *jobs) error {
 	case api.CommandCutover:
 		result, err = r.cutover(ctx, c)
 	case api.CommandRollback:
-		err = tenant.Errorf(tenant.KindConflict, "not-available", "the source keeps all data up to the cutover; see docs",
-			"this version has no way back after a cutover yet")
+		result, err = r.rollback(ctx, c)
 	default:
 		err = tenant.Errorf(tenant.KindInvalid, "unknown-command", "", "there is no command %q", c.Kind)
 	}

@@ -36,25 +36,42 @@ func (r *runner) job(rec *record) cutover.Job {
 // recover ends what a former worker left of a cutover, before anything else happens. While the source cannot be asked
 // the shards stay closed and everything waits: the outcome is never guessed.
 func (r *runner) recover(ctx context.Context) error {
-	if p := r.state().Phase; p != tenant.CuttingOver && p != tenant.CutOver {
-		return nil
+	switch r.state().Phase {
+	case tenant.CuttingOver, tenant.RollingBack:
+		return r.settle(ctx)
+	case tenant.CutOver:
+		// Recorded when everything had followed. A source that cannot be asked any more may be gone for good: then
+		// complete is to be served, and nothing is in doubt.
+		if err := r.settleOnce(ctx); err != nil && (ctx.Err() != nil || errors.Is(err, replicator.ErrFenced)) {
+			return err
+		} else if err != nil {
+			r.log.Warn("the gate at the source cannot be followed; going on", "error", err)
+			r.journal.Note(ctx, "retry", map[string]any{"reason": err.Error()})
+		}
 	}
-	return r.settle(ctx)
+	return nil
+}
+
+// settleOnce resolves, follows and records the phase that the gate decided.
+func (r *runner) settleOnce(ctx context.Context) error {
+	rec, err := r.s.load(ctx, r.id)
+	if err != nil {
+		return err
+	}
+	res, err := r.s.cutovers.ResolveAndFollow(ctx, r.job(rec))
+	if err != nil {
+		return err
+	}
+	return r.decided(ctx, res.Decided())
 }
 
 // settle resolves and follows until it is done, and records the phase that the gate decided.
 func (r *runner) settle(ctx context.Context) error {
 	// A source may be away for hours: look often at first, then seldom enough not to fill the event log.
 	for pause := lookEvery; ; pause = min(2*pause, settleMax) {
-		rec, err := r.s.load(ctx, r.id)
-		if err == nil {
-			var res cutover.Resolution
-			if res, err = r.s.cutovers.ResolveAndFollow(ctx, r.job(rec)); err == nil {
-				err = r.decided(ctx, res.Decided())
-			}
-			if err == nil || errors.Is(err, replicator.ErrFenced) {
-				return err
-			}
+		err := r.settleOnce(ctx)
+		if err == nil || errors.Is(err, replicator.ErrFenced) {
+			return err
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -91,7 +108,7 @@ func (r *runner) cutover(ctx context.Context, c command) (*api.CutoverReport, er
 		if e == nil {
 			return nil, tenant.Errorf(tenant.KindConflict, "not-streaming", "see: rehome replication-progress", "the replication is not running")
 		}
-		report, err := r.s.cutovers.Run(ctx, r.job(rec), e, cutover.Attempt{DryRun: true, NoWayBack: c.Args.NoWayBack})
+		report, err := r.s.cutovers.Run(ctx, r.job(rec), e, cutover.Attempt{DryRun: true, MaxPause: time.Duration(c.Args.MaxPauseMS) * time.Millisecond, NoWayBack: c.Args.NoWayBack})
 		return &report, err
 	}
 	if c.Started {
@@ -140,7 +157,8 @@ func (r *runner) cutover(ctx context.Context, c command) (*api.CutoverReport, er
 func (r *runner) formerAttempt(ctx context.Context, attempt string) (*api.CutoverReport, error) {
 	var outcome *string
 	var raw, cert []byte
-	err := r.s.cfg.Pool.QueryRow(ctx, `SELECT outcome, report, certificate FROM rehome_control.cutovers WHERE attempt = $1`, attempt).Scan(&outcome, &raw, &cert)
+	var direction cutover.Direction
+	err := r.s.cfg.Pool.QueryRow(ctx, `SELECT direction, outcome, report, certificate FROM rehome_control.cutovers WHERE attempt = $1`, attempt).Scan(&direction, &outcome, &raw, &cert)
 	if errors.Is(err, pgx.ErrNoRows) || (err == nil && outcome == nil) {
 		return nil, nil
 	}
@@ -159,6 +177,12 @@ func (r *runner) formerAttempt(ctx context.Context, attempt string) (*api.Cutove
 		if err := json.Unmarshal(cert, report.Certificate); err != nil {
 			return nil, fmt.Errorf("read the certificate of attempt %s: %w", attempt, err)
 		}
+	}
+	if direction == cutover.DirectionRollback {
+		if report.Outcome == cutover.OutcomeTarget {
+			return &report, tenant.Errorf(tenant.KindTimeout, "rollback-taken-back", "try again", "the server that ran the rollback went away before the decision; the target goes on")
+		}
+		return &report, nil
 	}
 	if report.Outcome == cutover.OutcomeSource {
 		return &report, tenant.Errorf(tenant.KindTimeout, "cutover-taken-back", "try again", "the server that ran the cutover went away before the decision; the source goes on")

@@ -42,7 +42,8 @@ type runner struct {
 	cancel  context.CancelFunc // stops the engine
 	stopped chan struct{}      // closed when the engine's Run returned
 	engErr  error
-	mending bool // a repair is asked for: an engine mends rows that stop it
+	tidied  time.Time // of the serving goroutine: when tidy looked last
+	mending bool      // a repair is asked for: an engine mends rows that stop it
 }
 
 func (r *runner) poke() {
@@ -213,6 +214,7 @@ func (r *runner) serve(ctx context.Context) error {
 			r.startEngine(ctx)
 		}
 		r.followThrottle(ctx)
+		r.tidy(ctx)
 		open, err := r.openCommands(ctx)
 		if err != nil && ctx.Err() == nil {
 			r.log.Warn("read commands", "error", err)

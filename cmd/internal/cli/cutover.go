@@ -56,13 +56,19 @@ func newCutoverCommand(a *App) *cobra.Command {
 func newRollbackCommand(a *App) *cobra.Command {
 	var o cutoverOptions
 	cmd := &cobra.Command{
-		Use: "rollback [ID]", Short: "Give the writes back to the old side after a cutover (code needed)", Args: rangeArgs(0, "ID"),
+		Use: "rollback [ID]", Short: "Give the writes back to the old side after a cutover (code needed)",
+		Long: "Give the writes back to the old side after a cutover: they pause for well under a second and go on there, with everything that was written since.\n" +
+			"It succeeds or restores the former state (exit code 7). It needs a way back that works and is close behind, a fresh verification (rehome verify), and a schema\n" +
+			"that is the same on both sides. Replication then goes on from the old side to the new one: cutover may be tried again, cancel-replication ends it.",
+		Example: "  rehome rollback --dry-run\n  rehome rollback",
+		Args:    rangeArgs(0, "ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.args(args)
 			return runCutover(cmd.Context(), a, o, "rollback")
 		},
 	}
 	o.flags(cmd.Flags())
+	cmd.Flags().BoolVar(&o.dryRun, "dry-run", false, "only say what stands in the way; nothing changes and no code is needed")
 	return cmd
 }
 
@@ -159,7 +165,7 @@ func (a *App) printCutover(cmd api.Command, action string, failed error) error {
 	}
 	switch {
 	case report.Outcome == "dry_run" && tenant.Blocks(report.Findings):
-		return tenant.Errorf(tenant.KindRefused, "cutover-refused", "follow the remedies and try again", "%s", blockingCount(report.Findings))
+		return tenant.Errorf(tenant.KindRefused, action+"-refused", "follow the remedies and try again", "%s", blockingCount(report.Findings))
 	case report.Outcome == stays:
 		return tenant.Errorf(tenant.KindTimeout, "restored", "see the steps above and who was in the way; then try again, or allow more with --max-pause", "the %s was taken back; the former state is restored", action)
 	}
