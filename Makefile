@@ -20,6 +20,7 @@ FUZZ_TIME ?= 10s
 SEEDS ?= 5
 REHOME_TORTURE_SECONDS ?= 360
 REHOME_SOAK_SECONDS ?= 1260
+REHOME_CUTOVERS ?= 20
 # Random histories of make histories, and the first one's number.
 HISTORIES ?= 300000
 SEED ?= 1
@@ -88,6 +89,14 @@ protocol: setup ## Every death at every step of cutover and rollback, and the pr
 .PHONY: torture
 torture: setup ## Break everything at random under a checked workload: SEEDS=5 runs of REHOME_TORTURE_SECONDS=360
 	REHOME_TORTURE_SEEDS=$(SEEDS) REHOME_TORTURE_SECONDS=$(REHOME_TORTURE_SECONDS) go test -count=1 -v -timeout 5h -run '^TestTorture$$' ./internal/e2e
+
+.PHONY: kill-table
+kill-table: setup ## Kill coordinator, source, shard and control database at every step; writes docs/kill-table.md
+	REHOME_KILL_TABLE=$(CURDIR)/docs/kill-table.md go test -count=1 -v -timeout 60m -run '^TestKillTable$$' ./internal/e2e
+
+.PHONY: cutovers
+cutovers: setup ## REHOME_CUTOVERS=20 cutovers and rollbacks in a row under 64 clients: nothing lost, pauses measured
+	REHOME_CUTOVERS=$(REHOME_CUTOVERS) go test -count=1 -v -timeout 60m -run '^TestCutovers$$' ./internal/e2e
 
 .PHONY: soak
 soak: setup ## Steady writes for REHOME_SOAK_SECONDS=1260: slot, memory, files and rows kept must stay flat

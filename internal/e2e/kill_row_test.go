@@ -33,7 +33,7 @@ const (
 	killedAndShard  = "coordinator + shard"
 
 	lateCommit       = "coordinator; COMMIT arrives after RESOLVE"
-	waitingCommit    = "coordinator; COMMIT arrives while RESOLVE waits"
+	waitingCommit    = "coordinator; COMMIT arrives while others wait for it"
 	lostCommit       = "COMMIT lost"
 	unansweredCommit = "COMMIT unanswered"
 	unansweredKilled = "coordinator; COMMIT unanswered"
@@ -44,7 +44,7 @@ var killVictims = []string{killedServer, silentServer, crashedSource, crashedSha
 // killRow is a row of the table.
 type killRow struct {
 	direction string // api.CommandCutover or CommandRollback
-	step      string // after which, or the message that a relay is late with
+	step      string // after which, or whose COMMIT a relay is late with, or loses
 	victim    string
 	rivals    int // servers that resolve at once, beside the coordinator if that lives
 	trick     *killTrick
@@ -52,9 +52,10 @@ type killRow struct {
 
 // killTrick is a message of the coordinator that meets a relay's trick instead of a step.
 type killTrick struct {
-	relay, app, text string
-	do               torture.Trick
-	want             string // the outcome; "": either
+	relay, app string
+	after      string // the step before, where others commit like this earlier
+	do         torture.Trick
+	want       string // the outcome; "": either
 }
 
 func (row killRow) String() string {
@@ -97,20 +98,24 @@ func (r *killRig) tryRow(row killRow) (killResult, error) {
 	var mishap *torture.Mishap
 	if row.trick == nil {
 		victim.tell(r.t, "at "+row.step)
+		defer victim.disarm(r.t)
 	} else {
-		mishap = &torture.Mishap{App: row.trick.app, Text: row.trick.text, Do: row.trick.do}
+		mishap = &torture.Mishap{App: row.trick.app, Text: "commit", Do: row.trick.do}
 		defer mishap.Release() // whatever comes
-	}
-	if mishap != nil && row.step != "commit" {
-		// Only behind the step before: sessions of earlier steps have commits too.
-		victim.tell(r.t, "at "+row.step)
-	}
-	if mishap != nil {
-		r.relays[row.trick.relay].Set(mishap)
+		if row.trick.after == "" {
+			r.relays[row.trick.relay].Set(mishap)
+		} else {
+			victim.tell(r.t, "at "+row.trick.after)
+			defer victim.disarm(r.t)
+		}
 	}
 	asked := w.witness.Now()
 	id := r.ask(row.direction, api.CommandArgs{MaxPauseMS: killMaxPause.Milliseconds(), ApprovedBy: "ada@example.org"})
 	if err := r.stands(id, victim, row, mishap); err != nil {
+		if done, problem := r.answer(id); done && problem == "" { // it went through
+			w.target = row.direction == api.CommandCutover
+			w.witness.Decided(torture.Decision{Name: row.String() + " (undisturbed)", Target: w.target, After: asked, Till: w.witness.Now()})
+		}
 		return res, err
 	}
 	died := time.Now()
@@ -120,7 +125,7 @@ func (r *killRig) tryRow(row killRow) (killResult, error) {
 	}
 	outcome, err := r.resolution(id, row.direction)
 	if err != nil {
-		return res, fmt.Errorf("%w (strike: %v)", err, g.Wait())
+		return res, errors.Join(err, g.Wait())
 	}
 	res.outcome, res.resolved = outcome, time.Since(died)
 	w.target = outcome == "target"
@@ -163,7 +168,7 @@ func (r *killRig) tryRow(row killRow) (killResult, error) {
 // stands waits until the coordinator stands at the step, or its message was caught.
 func (r *killRig) stands(id string, victim *killServer, row killRow, mishap *torture.Mishap) error {
 	var hit <-chan struct{}
-	if mishap != nil {
+	if mishap != nil && row.trick.after == "" {
 		hit = mishap.Hit()
 	}
 	for {
@@ -172,7 +177,12 @@ func (r *killRig) stands(id string, victim *killServer, row killRow, mishap *tor
 			if !ok {
 				return fmt.Errorf("server %s ended by itself", victim.name)
 			}
-			if said == "reached "+row.step {
+			switch {
+			case row.trick != nil && said == "reached "+row.trick.after:
+				r.relays[row.trick.relay].Set(mishap)
+				hit = mishap.Hit()
+				victim.tell(r.t, "go")
+			case said == "reached "+row.step:
 				return nil
 			}
 			continue
@@ -181,7 +191,6 @@ func (r *killRig) stands(id string, victim *killServer, row killRow, mishap *tor
 		case <-time.After(500 * time.Millisecond):
 		}
 		if done, problem := r.answer(id); done {
-			victim.tell(r.t, "at nothing")
 			return fmt.Errorf("%w: %s", errNotReached, problem)
 		}
 	}
@@ -258,7 +267,11 @@ func (r *killRig) resolution(id, direction string) (outcome string, err error) {
 			return *got, nil
 		}
 		if time.Now().After(deadline) {
-			return "", fmt.Errorf("not resolved within a minute: outcome %v, phase %s, %v", got, phase, err)
+			outcome := "none"
+			if got != nil {
+				outcome = *got
+			}
+			return "", errors.Join(fmt.Errorf("not resolved within a minute: outcome %s, phase %s", outcome, phase), err)
 		}
 		t := time.NewTimer(5 * time.Millisecond)
 		<-t.C

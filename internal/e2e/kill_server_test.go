@@ -153,6 +153,14 @@ func (s *killServer) tell(t *testing.T, text string) {
 	}
 }
 
+// disarm lets no later attempt stop.
+func (s *killServer) disarm(t *testing.T) {
+	t.Helper()
+	if s.alive {
+		s.tell(t, "at nothing")
+	}
+}
+
 func (s *killServer) signal(sig syscall.Signal) { _ = s.cmd.Process.Signal(sig) }
 
 // kill ends the process as a power cut does: the system closes its sockets, nothing else is done.

@@ -21,39 +21,40 @@ import (
 // killRollbacks says whether a cutover can be taken back.
 const killRollbacks = false
 
-// killRows is the whole table.
+// killRows is the whole table. What kills a coordinator comes with one rival and with two; of the rest, which restarts a
+// Postgres, every other row has two.
 func killRows() []killRow {
 	var rows []killRow
 	add := func(direction string, steps []string) {
-		for _, step := range steps {
-			for _, victim := range killVictims {
-				for rivals := 1; rivals <= 2; rivals++ {
-					rows = append(rows, killRow{direction: direction, step: step, victim: victim, rivals: rivals})
+		for n, step := range steps {
+			for m, victim := range killVictims {
+				rivals := []int{1, 2}
+				if victim != killedServer && victim != silentServer {
+					rivals = []int{1 + (n+m)%2}
+				}
+				for _, k := range rivals {
+					rows = append(rows, killRow{direction: direction, step: step, victim: victim, rivals: k})
 				}
 			}
 		}
 	}
-	trick := func(direction, victim string, t killTrick) {
-		for rivals := 1; rivals <= 2; rivals++ {
-			rows = append(rows, killRow{direction: direction, step: "commit", victim: victim, rivals: rivals, trick: &t})
+	add(api.CommandCutover, cutover.Steps)
+	commits := func(direction, step, relay, app, after string, wants [5]string) {
+		for i, victim := range []string{lateCommit, waitingCommit, lostCommit, unansweredCommit, unansweredKilled} {
+			t := killTrick{relay: relay, app: app, after: after, do: []torture.Trick{torture.Late, torture.Late, torture.Lost, torture.Unanswered, torture.Unanswered}[i], want: wants[i]}
+			for rivals := 1; rivals <= 2; rivals++ {
+				rows = append(rows, killRow{direction: direction, step: step, victim: victim, rivals: rivals, trick: &t})
+			}
 		}
 	}
-	add(api.CommandCutover, cutover.Steps)
-	decision := killTrick{relay: torture.AtSource, app: "rehome gate fence", text: "; commit"}
-	for _, how := range []struct {
-		victim string
-		do     torture.Trick
-		want   string
-	}{
-		{lateCommit, torture.Late, "source"},
-		{waitingCommit, torture.Late, "target"},
-		{lostCommit, torture.Lost, "source"},
-		{unansweredCommit, torture.Unanswered, "target"},
-		{unansweredKilled, torture.Unanswered, "target"},
-	} {
-		d := decision
-		d.do, d.want = how.do, how.want
-		trick(api.CommandCutover, how.victim, d)
+	// The decision, and a shard that opens after it.
+	commits(api.CommandCutover, "commit", torture.AtSource, "rehome gate fence", "", [5]string{"source", "target", "source", "target", "target"})
+	commits(api.CommandCutover, "a shard's commit", "s1", "rehome gate shard", cutover.StepCommitting, [5]string{"target", "target", "target", "target", "target"})
+	if killRollbacks {
+		add(api.CommandRollback, cutover.RollbackSteps)
+		commits(api.CommandRollback, "commit", torture.AtSource, "rehome gate fence", "", [5]string{"target", "source", "target", "source", "source"})
+		// A shard that closes before the decision: until that, the target has the authority.
+		commits(api.CommandRollback, "a shard's commit", "s1", "rehome gate fence", "", [5]string{"target", "target", "target", "target", "target"})
 	}
 	return rows
 }
@@ -165,11 +166,13 @@ func killHead(rows int, took time.Duration) string {
 	commit, _ := exec.Command("git", "describe", "--always", "--dirty").Output()
 	return fmt.Sprintf(`# What was killed at every step
 
-Written by `+"`make kill-table`"+`: %d rows in %s, %s, %s, rehome %s. Three servers in processes of their own, a source, two
-shards and a control database; clients write to the source and to each shard all the time. After each row: no two sides
+Written by `+"`make kill-table`"+`: %d rows in %s, %s, %s, rehome %s.
+
+Three servers in processes of their own, a source, two shards and a control database; clients write to the source and to each shard all the time. After each row: no two sides
 ever accepted writes at one time, every acknowledged write is there once, and the open side is the recorded one.
 
-- *after*: the step that the coordinator had just done; *commit*: while the message of the decision was on its way.
+- *after*: the step that the coordinator had just done; *commit*: while the message of the decision, or that of a shard, was
+  on its way.
 - *rivals*: servers that took the work over at once, as if the lease of the coordinator's server had run out then (a lease
   lasts 10 s). Two: the second while the first resolved. A coordinator that lives on resolves beside them.
 - *resolved*: from the death to the recorded outcome, restart of what was killed included. The shards are open, or closed,
@@ -195,7 +198,7 @@ func killTable(results []killResult) string {
 	for i, row := range killRows() {
 		order[row.String()] = i
 	}
-	slices.SortFunc(results, func(a, b killResult) int { return order[a.killRow.String()] - order[b.killRow.String()] })
+	slices.SortFunc(results, func(a, b killResult) int { return order[a.String()] - order[b.String()] })
 	var b strings.Builder
 	b.WriteString("| direction | after | killed | rivals | outcome | resolved | open afterwards |\n|---|---|---|---:|---|---:|---|\n")
 	var longest, sum time.Duration

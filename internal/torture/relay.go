@@ -30,7 +30,7 @@ type Relay struct {
 // Mishap is what happens to one message, once.
 type Mishap struct {
 	App  string // the session's application_name begins with it
-	Text string // a simple query that contains it, in whatever case
+	Text string // a simple query that ends with it, in whatever case
 	Do   Trick
 
 	hit, release chan struct{}
@@ -243,7 +243,7 @@ func (r *Relay) fits(kind byte, begin []byte, app string) *Mishap {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	m := r.rule
-	if m == nil || kind != 'Q' || !strings.HasPrefix(app, m.App) || !strings.Contains(strings.ToLower(string(begin)), strings.ToLower(m.Text)) {
+	if m == nil || kind != 'Q' || !strings.HasPrefix(app, m.App) || !strings.HasSuffix(strings.ToLower(strings.TrimRight(string(begin), "; \x00")), strings.ToLower(m.Text)) {
 		return nil
 	}
 	r.rule = nil
