@@ -91,6 +91,10 @@ func (r *run) sorted(f *findings) {
 		// Only these may be waved through; the others would make the cutover fail or lose something.
 		if code := f.list[i].Code; code == "fsync-off" || wayBackFamily(code) {
 			f.list[i].Acceptable = true
+			if r.goes == DirectionRollback && wayBackFamily(code) {
+				f.list[i].Acceptable = false // there is no rollback without one
+				continue
+			}
 			named := slices.Contains(r.job.Accept, f.list[i].ID())
 			f.list[i].Accepted = named || wayBackFamily(code) && r.at.NoWayBack
 			// Whoever accepted by name what makes a way back impossible gets none, as with --no-way-back.
@@ -113,13 +117,18 @@ func rank(s tenant.Severity) string {
 	return "2"
 }
 
-// checkVerification demands that the latest verification is clean and fresh, and made since the authority moved last.
+// checkVerification demands that the latest verification is clean and fresh, and made since the authority moved last: before
+// a cutover of the shards, before a rollback of the source.
 func (r *run) checkVerification(ctx context.Context, f *findings) error {
-	moved, err := r.c.lastMove(ctx, r.job.Replication)
+	moved, err := r.c.LastMove(ctx, r.job.Replication)
 	if err != nil {
 		return err
 	}
 	const verify = "run: rehome verify"
+	want := tenant.DirectionForward
+	if r.goes == DirectionRollback {
+		want = tenant.DirectionBack
+	}
 	var id string
 	var raw []byte
 	var finished time.Time
@@ -144,14 +153,15 @@ func (r *run) checkVerification(ctx context.Context, f *findings) error {
 		f.add(tenant.Blocking, "verification-not-clean", id, "see its differences, mend them and run: rehome verify", "the latest verification found differences")
 	} else if age > VerificationMaxAge {
 		f.add(tenant.Blocking, "verification-too-old", id, verify, "the latest verification is %s old; at most %s is allowed", age.Round(time.Second), VerificationMaxAge)
-	} else if !finished.After(moved) {
+	} else if !finished.After(moved) || !v.StartedAt.IsZero() && v.StartedAt.Before(moved) || v.Direction != want {
 		f.add(tenant.Blocking, "verification-too-old", id, verify, "the latest verification is older than the last cutover or rollback, which was at %s", moved.Format(time.RFC3339))
 	}
 	return nil
 }
 
-// lastMove is when the authority moved last, by a cutover or a rollback of this replication; zero if it never did.
-func (c *Coordinator) lastMove(ctx context.Context, replication string) (time.Time, error) {
+// LastMove is when the authority moved last, by a cutover or a rollback of this replication; zero if it never did. A
+// verification from before says nothing of what was written since.
+func (c *Coordinator) LastMove(ctx context.Context, replication string) (time.Time, error) {
 	var at time.Time
 	err := c.cfg.Pool.QueryRow(ctx, `SELECT coalesce((report->>'decided_at')::timestamptz, finished_at) FROM rehome_control.cutovers
 		WHERE replication = $1 AND finished_at IS NOT NULL AND (direction, outcome) IN (('cutover', 'target'), ('rollback', 'source'))

@@ -110,6 +110,10 @@ func TestRollbackRefusals(t *testing.T) {
 	w.verified(t, false, time.Now())
 	refused("verification-not-clean")
 	w.verified(t, true, time.Now())
+	_, err = w.pool.Exec(ctx, `UPDATE rehome_control.verifications SET result = result - 'direction'`)
+	must(t, err)
+	refused("verification-too-old") // of the other direction
+	w.verified(t, true, time.Now())
 	back.lag = 1 << 40
 	refused("lag")
 	back.lag, back.state = 0, tenant.WayBackBroken
@@ -117,6 +121,11 @@ func TestRollbackRefusals(t *testing.T) {
 	back.state = tenant.WayBackNone
 	refused("no-way-back")
 	w.job.WayBack = nil
+	refused("no-way-back")
+	w.job.Accept = append(w.job.Accept, "no-way-back:"+w.job.Database)
+	if _, err := c.Rollback(ctx, w.job, cutover.Attempt{NoWayBack: true}); err == nil || !tenant.Blocks(tenant.AsError(err).Findings) {
+		t.Errorf("a rollback without a way back is waved through: %v", err)
+	}
 	refused("no-way-back")
 	w.job.WayBack, back.state = back, tenant.WayBackRunning
 	shard := connect(t, w.job.Shards[1].DSN)

@@ -123,6 +123,10 @@ func asOwner(t *testing.T, admin tenant.DSN) tenant.DSN {
 func (w *world) verified(t *testing.T, clean bool, at time.Time) {
 	t.Helper()
 	v := tenant.Verification{ID: "v" + rand.Text()[:8], Clean: clean, LSN: 1, Digest: "d1"}
+	// In the direction in which the writes are carried just now.
+	if s, err := gate.ReadGate(t.Context(), connect(t, w.job.Source)); err == nil && s.Side == gate.SideTarget {
+		v.Direction = tenant.DirectionBack
+	}
 	raw, err := json.Marshal(v)
 	must(t, err)
 	_, err = w.pool.Exec(t.Context(), `INSERT INTO rehome_control.verifications (id, replication, finished_at, clean, result) VALUES ($1, 'abc123abc123', $2, $3, $4)`, v.ID, at, clean, raw)
