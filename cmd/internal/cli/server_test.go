@@ -56,7 +56,7 @@ func TestServer(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "ready": ready, "code": code, "sql": sql, "freeport": freePort, "appcode": appCode, "hold": hold, "release": release, "shard": shardOf, "ids": ids, "arrived": arrived,
+			"exits": exits, "ready": ready, "code": code, "sql": sql, "freeport": freePort, "appcode": appCode, "hold": hold, "fencing": fencing, "release": release, "shard": shardOf, "ids": ids, "arrived": arrived,
 		},
 	})
 }
@@ -184,4 +184,23 @@ func shardOf(ts *testscript.TestScript, _ bool, args []string) {
 	var name string
 	ts.Check(conn.QueryRow(ctx, `SELECT datname FROM pg_database WHERE datname LIKE '%' || $1 || '%'`, args[0]).Scan(&name))
 	ts.Setenv("SHARD", shared.DSN(name).Reveal())
+}
+
+// fencing DSN: waits until a cutover tries to fence the source.
+func fencing(ts *testscript.TestScript, _ bool, args []string) {
+	ctx, cancel := context.WithTimeout(context.Background(), startWithin)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, args[0])
+	ts.Check(err)
+	defer func() { _ = conn.Close(ctx) }()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for fenced := false; !fenced; {
+		ts.Check(conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'rehome.gate'::regclass AND mode = 'RowExclusiveLock')`).Scan(&fenced))
+		select {
+		case <-ctx.Done():
+			ts.Fatalf("nobody fences the source")
+		case <-tick.C:
+		}
+	}
 }
