@@ -50,12 +50,14 @@ type Attempt struct {
 	second *pgx.Conn
 	pid    uint32
 
-	tables   []Table
-	deadline time.Time
-	tries    int
-	triggers bool           // the fence's triggers are made
-	ddl      bool           // our role may make event triggers
-	heat     map[uint32]int // how often writers were seen holding a table
+	tables     []Table
+	deadline   time.Time
+	tries      int
+	triggers   bool           // the fence's triggers are made
+	ddl        bool           // our role may make event triggers
+	looked     bool           // LastLook found nothing
+	replicated bool           // every visible standby had the COMMIT
+	heat       map[uint32]int // how often writers were seen holding a table
 
 	mu       sync.Mutex
 	culprits []Culprit
@@ -124,7 +126,13 @@ func (a *Attempt) Prelock(ctx context.Context) error {
 			return err
 		}
 		a.tables = owned(tables)
-		retry, err := a.lockOnce(ctx, "SHARE UPDATE EXCLUSIVE", time.Until(limit))
+		retry, err := a.lockOnce(ctx, "SHARE UPDATE EXCLUSIVE", time.Until(limit), "")
+		if err == nil && len(a.tables) > 0 {
+			// What follows belongs to the transaction itself: by the gate's xmin its own statements are recognised.
+			if _, err := script(ctx, a.fence, "RELEASE SAVEPOINT rehome_lock"); err != nil {
+				return fmt.Errorf("release the savepoint: %w", err)
+			}
+		}
 		if err == nil {
 			return a.feelFor(ctx, heatLooks)
 		}
@@ -139,21 +147,16 @@ func (a *Attempt) Prelock(ctx context.Context) error {
 // ErrNotFenced past the deadline, and Culprits then names who was in the way.
 func (a *Attempt) Fence(ctx context.Context, deadline time.Time) error {
 	a.deadline = deadline
-	if err := a.armed(ctx); err != nil {
-		return err
-	}
-	if err := setLocal(ctx, a.fence, "statement_timeout", time.Until(deadline)); err != nil {
-		return err
-	}
-	tag, err := a.fence.Exec(ctx, `UPDATE rehome.gate SET epoch = epoch + 1, side = 'target', attempt = $2, new_url = $3, changed_at = clock_timestamp()
-		WHERE epoch = $1 AND side = 'source'`, a.cfg.Epoch, a.cfg.Attempt, a.cfg.NewURL)
+	results, err := script(ctx, a.fence, a.arm()+setSQL("statement_timeout", time.Until(deadline))+
+		fmt.Sprintf(`UPDATE rehome.gate SET epoch = epoch + 1, side = 'target', attempt = %s, new_url = %s, changed_at = clock_timestamp()
+		WHERE epoch = %d AND side = 'source'`, tenant.QuoteLiteral(a.cfg.Attempt), tenant.QuoteLiteral(a.cfg.NewURL), a.cfg.Epoch))
 	if hasCode(err, "57014") {
 		return ErrNotFenced
 	}
 	if err != nil {
 		return fmt.Errorf("set the gate: %w", err)
 	}
-	if tag.RowsAffected() == 0 {
+	if results[len(results)-1].CommandTag.RowsAffected() == 0 {
 		return ErrGateMoved
 	}
 	return a.lockTables(ctx, deadline)
@@ -168,9 +171,9 @@ func (a *Attempt) lockTables(ctx context.Context, deadline time.Time) error {
 		}
 		a.order()
 		a.tries++
-		retry, err := a.lockOnce(ctx, "SHARE ROW EXCLUSIVE", min(try, rest))
+		retry, err := a.lockOnce(ctx, "SHARE ROW EXCLUSIVE", min(try, rest), a.arm())
 		if err == nil {
-			return a.armed(ctx)
+			return nil
 		}
 		if !retry {
 			return fmt.Errorf("lock the tables: %w", err)
@@ -195,19 +198,15 @@ func (a *Attempt) lockTables(ctx context.Context, deadline time.Time) error {
 // errRelist says that the list of tables was not true any more once they were locked.
 var errRelist = errors.New("the tables changed while they were being locked")
 
-// lockOnce tries one LOCK statement under a savepoint. If it reports retry, nothing of the try is held any more.
-func (a *Attempt) lockOnce(ctx context.Context, mode string, timeout time.Duration) (retry bool, err error) {
+// lockOnce tries one LOCK statement under a savepoint, and lists the tables behind it, in one round trip. The list must be
+// what was locked. After the lock, then is run. If it reports retry, nothing of the try is held any more.
+func (a *Attempt) lockOnce(ctx context.Context, mode string, timeout time.Duration, then string) (retry bool, err error) {
 	if len(a.tables) == 0 {
 		return false, nil
 	}
-	if err := setLocal(ctx, a.fence, "statement_timeout", timeout); err != nil {
-		return false, err
-	}
-	if _, err := a.fence.Exec(ctx, "SAVEPOINT rehome_lock"); err != nil {
-		return false, fmt.Errorf("savepoint: %w", err)
-	}
 	stop := a.watch(ctx)
-	_, err = a.fence.Exec(ctx, lockSQL(a.tables, mode), pgx.QueryExecModeSimpleProtocol)
+	results, err := script(ctx, a.fence, setSQL("statement_timeout", timeout)+"SAVEPOINT rehome_lock;\n"+lockSQL(a.tables, mode)+";\n"+
+		setSQL("statement_timeout", max(time.Until(a.deadline), maxLockTry))+then+listTables)
 	stop()
 	switch {
 	case hasCode(err, "57014", "55P03", "40P01"): // timed out, deadlock
@@ -218,24 +217,17 @@ func (a *Attempt) lockOnce(ctx context.Context, mode string, timeout time.Durati
 	case err != nil:
 		return false, err
 	default:
-		if err := setLocal(ctx, a.fence, "statement_timeout", max(time.Until(a.deadline), maxLockTry)); err != nil {
-			return false, err
-		}
-		now, err := Tables(ctx, a.fence)
+		now, err := tablesOf(results[len(results)-1])
 		if err != nil {
 			return false, err
 		}
 		if now = owned(now); sameTables(a.tables, now) {
 			a.tables = now // with the triggers that are there
-			// What follows belongs to the transaction itself: by the gate's xmin its own statements are recognised.
-			if _, err := a.fence.Exec(ctx, "RELEASE SAVEPOINT rehome_lock", pgx.QueryExecModeSimpleProtocol); err != nil {
-				return false, fmt.Errorf("release the savepoint: %w", err)
-			}
 			return false, nil
 		}
 		retry = true
 	}
-	if _, undo := a.fence.Exec(ctx, "ROLLBACK TO SAVEPOINT rehome_lock"); undo != nil {
+	if _, undo := script(ctx, a.fence, "ROLLBACK TO SAVEPOINT rehome_lock"); undo != nil {
 		return false, fmt.Errorf("roll back to the savepoint: %w", undo)
 	}
 	if err == nil {
@@ -244,13 +236,22 @@ func (a *Attempt) lockOnce(ctx context.Context, mode string, timeout time.Durati
 	return retry, err
 }
 
-// armed sets what is left of the pause as the time after which the server ends the transaction of a silent coordinator.
-func (a *Attempt) armed(ctx context.Context) error {
-	return setLocal(ctx, a.fence, "idle_in_transaction_session_timeout", time.Until(a.deadline))
+// arm is the statement that sets what is left of the pause as the time after which the server ends the transaction of a
+// silent coordinator. The server counts from the last statement.
+func (a *Attempt) arm() string {
+	return setSQL("idle_in_transaction_session_timeout", time.Until(a.deadline))
 }
 
 // Touch arms the fence's own end anew, after a step on its session: the server counts from the last statement.
-func (a *Attempt) Touch(ctx context.Context) error { return a.armed(ctx) }
+func (a *Attempt) Touch(ctx context.Context) error { return a.Script(ctx, "") }
+
+func (a *Attempt) armed(ctx context.Context) error { return a.Touch(ctx) }
+
+// Script runs statements on the fence's session, in one round trip, and arms the fence's own end anew.
+func (a *Attempt) Script(ctx context.Context, sql string) error {
+	_, err := script(ctx, a.fence, setSQL("statement_timeout", time.Until(a.deadline))+sql+a.arm())
+	return err
+}
 
 // Marker commits the marker, by the second session.
 func (a *Attempt) Marker(ctx context.Context) error {
@@ -260,18 +261,15 @@ func (a *Attempt) Marker(ctx context.Context) error {
 // CreateTriggers makes the fence's triggers in the fence's transaction, and the event triggers where permitted. Nobody but
 // this transaction sees them before the decision.
 func (a *Attempt) CreateTriggers(ctx context.Context) error {
-	if err := setLocal(ctx, a.fence, "statement_timeout", time.Until(a.deadline)); err != nil {
-		return err
-	}
 	sql := closeSQL(a.tables)
 	if a.ddl {
 		sql += closeDDLSQL()
 	}
-	if err := execScript(ctx, a.fence, sql); err != nil {
+	if err := a.Script(ctx, sql); err != nil {
 		return fmt.Errorf("create the fence's triggers: %w", err)
 	}
 	a.triggers = true
-	return a.armed(ctx)
+	return nil
 }
 
 // LastLook refuses with ErrTablesChanged if a table appeared behind the fence, or with ErrNotFenced past the deadline.
@@ -291,25 +289,38 @@ func (a *Attempt) LastLook(ctx context.Context) error {
 	if time.Until(a.deadline) <= 0 {
 		return ErrNotFenced
 	}
+	a.looked = true
 	return nil
 }
 
-// Commit is the decision: gate and triggers together, after a last look whose errors are LastLook's. Any other error means
-// that the outcome is unknown, and Resolve must find it out.
+// Commit is the decision: gate and triggers together, after a last look whose errors are LastLook's, unless there was one
+// already. Any other error means that the outcome is unknown, and Resolve must find it out.
 func (a *Attempt) Commit(ctx context.Context) error {
-	if err := a.LastLook(ctx); err != nil {
-		return err
+	if !a.looked {
+		if err := a.LastLook(ctx); err != nil {
+			return err
+		}
+	}
+	if time.Until(a.deadline) <= 0 {
+		return ErrNotFenced
 	}
 	// A statement timeout must not end the wait for a synchronous standby halfway.
-	results, err := a.fence.PgConn().Exec(ctx, "SET LOCAL statement_timeout = 0; COMMIT").ReadAll()
+	// The look at the standbys comes along, so that as a rule nobody has to ask for it while all wait.
+	results, err := script(ctx, a.fence, "SET LOCAL statement_timeout = 0; COMMIT; "+standbysSQL("pg_current_wal_insert_lsn()"))
+	if len(results) > 1 && results[1].Err == nil && results[1].CommandTag.String() == "COMMIT" {
+		if err == nil && len(results[2].Rows) == 1 && string(results[2].Rows[0][1]) == "0" {
+			a.replicated = true
+		}
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("commit the fence: %w", err)
 	}
-	if tag := results[len(results)-1].CommandTag.String(); tag != "COMMIT" { // an aborted transaction answers ROLLBACK, without an error
-		return ErrNotCommitted
-	}
-	return nil
+	return ErrNotCommitted // an aborted transaction answers ROLLBACK, without an error
 }
+
+// Replicated reports whether, when the COMMIT was answered, every visible standby had it. False: WaitStandbys tells.
+func (a *Attempt) Replicated() bool { return a.replicated }
 
 // Rollback takes everything back: writers that waited go on. It also works when ctx has ended. A broken session is
 // rolled back by the server.

@@ -88,14 +88,18 @@ const (
 // WriteMarker commits the marker of an attempt: the last row to replicate. The stream reports its position; a WAL
 // position asked for here would not be the commit's. A second call for the same attempt and kind does nothing.
 func WriteMarker(ctx context.Context, conn *pgx.Conn, attempt, kind string) error {
-	err := inTx(ctx, conn, func(tx pgx.Tx) error {
-		if err := commitDurably(ctx, tx); err != nil {
-			return err
-		}
-		_, err := tx.Exec(ctx, `INSERT INTO rehome.marker (id, attempt, kind, at) VALUES ($1 || ':' || $2, $1, $2, clock_timestamp())
-			ON CONFLICT (id) DO NOTHING`, attempt, kind)
-		return err
-	})
+	// One round trip: writers wait.
+	a, k := tenant.QuoteLiteral(attempt), tenant.QuoteLiteral(kind)
+	results, err := script(ctx, conn, "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;\n"+durableSQL+";\nINSERT INTO rehome.marker (id, attempt, kind, at) VALUES ("+
+		a+" || ':' || "+k+", "+a+", "+k+", clock_timestamp()) ON CONFLICT (id) DO NOTHING;\nCOMMIT")
+	if err == nil && results[len(results)-1].CommandTag.String() != "COMMIT" {
+		err = ErrNotCommitted
+	}
+	if err != nil && !conn.IsClosed() {
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+		defer cancel()
+		_, _ = conn.Exec(undo, "ROLLBACK", pgx.QueryExecModeSimpleProtocol) // err is what counts
+	}
 	if err != nil {
 		return fmt.Errorf("write the marker: %w", err)
 	}

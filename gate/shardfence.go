@@ -77,11 +77,8 @@ func (f *ShardFence) Shut(ctx context.Context) error {
 	if tag.RowsAffected() == 0 {
 		return ErrGateMoved
 	}
-	if err := execScript(ctx, a.fence, closeSQL(a.tables)); err != nil {
+	if err := a.Script(ctx, closeSQL(a.tables)); err != nil {
 		return fmt.Errorf("fence the shard: %w", err)
-	}
-	if err := a.armed(ctx); err != nil {
-		return err
 	}
 	now, err := Tables(ctx, a.second)
 	if err != nil {

@@ -20,10 +20,7 @@ func WaitStandbys(ctx context.Context, conn *pgx.Conn, bound time.Duration) (beh
 	var lsn string
 	limit := time.Now().Add(bound)
 	for {
-		err := conn.QueryRow(ctx, `SELECT l::text, (SELECT count(*) FROM pg_catalog.pg_stat_replication r
-			WHERE r.state = 'streaming' AND r.flush_lsn < l
-			  AND NOT EXISTS (SELECT FROM pg_catalog.pg_replication_slots s WHERE s.active_pid = r.pid AND s.slot_type = 'logical'))
-			FROM coalesce(nullif($1, '')::pg_lsn, pg_current_wal_insert_lsn()) l`, lsn).Scan(&lsn, &behind)
+		err := conn.QueryRow(ctx, standbysSQL(`coalesce(nullif($1, '')::pg_lsn, pg_current_wal_insert_lsn())`), lsn).Scan(&lsn, &behind)
 		if err != nil {
 			return 0, fmt.Errorf("look at the standbys: %w", err)
 		}
@@ -34,6 +31,14 @@ func WaitStandbys(ctx context.Context, conn *pgx.Conn, bound time.Duration) (beh
 			return behind, err
 		}
 	}
+}
+
+// standbysSQL gives a position, and how many visible standbys have not flushed it.
+func standbysSQL(position string) string {
+	return `SELECT l::text, (SELECT count(*) FROM pg_catalog.pg_stat_replication r
+		WHERE r.state = 'streaming' AND r.flush_lsn < l
+		  AND NOT EXISTS (SELECT FROM pg_catalog.pg_replication_slots s WHERE s.active_pid = r.pid AND s.slot_type = 'logical'))
+		FROM ` + position + ` l`
 }
 
 // SourceSession opens a session to a source for looking around; it is no part of an attempt.

@@ -3,9 +3,11 @@ package gate
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/rehomedb/rehome/tenant"
 )
@@ -59,6 +61,27 @@ func Tables(ctx context.Context, q Querier) ([]Table, error) {
 	})
 	if err != nil {
 		return nil, fmt.Errorf("list the tables: %w", err)
+	}
+	return out, nil
+}
+
+// tablesOf reads listTables' rows as the simple protocol gives them: as text.
+func tablesOf(r *pgconn.Result) ([]Table, error) {
+	out := make([]Table, 0, len(r.Rows))
+	for _, row := range r.Rows {
+		oid, err := strconv.ParseUint(string(row[0]), 10, 32)
+		if err != nil {
+			return nil, fmt.Errorf("list the tables: %w", err)
+		}
+		depth, err := strconv.Atoi(string(row[8]))
+		if err != nil {
+			return nil, fmt.Errorf("list the tables: %w", err)
+		}
+		yes := func(i int) bool { return string(row[i]) == "t" }
+		out = append(out, Table{
+			OID: uint32(oid), Name: tenant.TableName{Schema: string(row[1]), Name: string(row[2])}, Partitioned: yes(3), Owned: yes(4), Subscribed: yes(5),
+			fence: string(row[6]), fenceRow: string(row[7]), depth: depth,
+		})
 	}
 	return out, nil
 }
@@ -168,13 +191,4 @@ func openSQL(tables []Table) string {
 		}
 	}
 	return b.String()
-}
-
-// execScript runs several statements in one round trip (simple protocol; the text holds quoted identifiers only).
-func execScript(ctx context.Context, conn *pgx.Conn, sql string) error {
-	if sql == "" {
-		return nil
-	}
-	_, err := conn.PgConn().Exec(ctx, sql).ReadAll()
-	return err
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // undoTimeout bounds a ROLLBACK: it must also be sent when the caller's context has ended.
@@ -34,11 +35,24 @@ func inTx(ctx context.Context, conn *pgx.Conn, fn func(pgx.Tx) error) error {
 // commitDurably makes the running transaction's COMMIT wait for the disk, also where the role or the database turned
 // that off. Stronger settings (remote_apply) stay.
 func commitDurably(ctx context.Context, q Querier) error {
-	_, err := q.Exec(ctx, `SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') IN ('off', 'local', 'remote_write')`)
+	_, err := q.Exec(ctx, durableSQL)
 	if err != nil {
 		return fmt.Errorf("ask for a durable commit: %w", err)
 	}
 	return nil
+}
+
+const durableSQL = `SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') IN ('off', 'local', 'remote_write')`
+
+// setSQL is setLocal as part of a script: within a pause every round trip to the source counts.
+func setSQL(name string, d time.Duration) string {
+	return fmt.Sprintf("SET LOCAL %s = %d;\n", name, max(d.Milliseconds(), 1))
+}
+
+// script runs several statements in one round trip (simple protocol), each under the timeout that stands when it begins. The
+// text holds quoted identifiers and literals only.
+func script(ctx context.Context, conn *pgx.Conn, sql string) ([]*pgconn.Result, error) {
+	return conn.PgConn().Exec(ctx, sql).ReadAll()
 }
 
 // setLocal sets a timeout for the running transaction, at least 1 ms: Postgres reads 0 as "none".

@@ -291,17 +291,22 @@ func mul(a, b int64) (int64, bool) {
 // descending ones MINVALUE) becomes the last value. It fails, with SQLSTATE 22023, when a sequence has been drawn from
 // since values were read: read again then. Until the transaction ends, nextval() waits.
 func FreezeSequences(ctx context.Context, tx pgx.Tx, values []tenant.SequenceValue) error {
-	batch := &pgx.Batch{}
-	for _, v := range values {
-		batch.Queue(freezeSQL(v))
-	}
-	if batch.Len() == 0 {
+	if len(values) == 0 {
 		return nil
 	}
-	if err := tx.SendBatch(ctx, batch).Close(); err != nil {
+	if _, err := tx.Exec(ctx, FreezeSQL(values), pgx.QueryExecModeSimpleProtocol); err != nil {
 		return fmt.Errorf("freeze sequences: %w", err)
 	}
 	return nil
+}
+
+// FreezeSQL is what FreezeSequences runs, as a script for one round trip.
+func FreezeSQL(values []tenant.SequenceValue) string {
+	var b strings.Builder
+	for _, v := range values {
+		b.WriteString(freezeSQL(v) + ";\n")
+	}
+	return b.String()
 }
 
 func freezeSQL(v tenant.SequenceValue) string {

@@ -22,7 +22,7 @@ func (r *run) complete(ctx context.Context, state gate.State) (Report, error) {
 	defer cancel()
 	r.rec.Outcome, r.rec.DecidedAt = OutcomeTarget, r.c.cfg.Now().UTC().Truncate(time.Microsecond)
 	start := time.Now()
-	if r.gate != nil && !r.gate.Second().IsClosed() {
+	if r.gate != nil && !r.gate.Replicated() && !r.gate.Second().IsClosed() {
 		if behind, err := gate.WaitStandbys(ctx, r.gate.Second(), standbyTimeout); err != nil || behind > 0 {
 			r.log.Warn("standbys of the source are behind the decision", "standbys", behind, "error", err)
 			r.rec.Findings = append(r.rec.Findings, tenant.Finding{

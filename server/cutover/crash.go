@@ -54,5 +54,9 @@ func (r *run) die(err error) (Report, error) {
 			}
 		}
 	}
+	if r.behind != nil {
+		_ = r.behind.group.Wait() // it ends by itself, at closed sockets at once
+		r.behind.cancel()
+	}
 	return r.rec.Report, err
 }

@@ -91,14 +91,30 @@ func (r *run) intend(ctx context.Context) error {
 // save persists the step with the draft of the report. Within the pause it does not wait for the control database's
 // disk: should the row be lost, RESOLVE needs no more than the intent.
 func (r *run) save(ctx context.Context, step string, durable bool) error {
+	if err := r.saved(); err != nil { // or it would come late, over this one
+		return err
+	}
+	raw, err := r.draft(step)
+	if err != nil {
+		return err
+	}
+	return r.write(ctx, step, raw, durable)
+}
+
+// draft is the report as it stands.
+func (r *run) draft(step string) ([]byte, error) {
 	if !MayFollow(r.goes, r.last, step) {
-		return fmt.Errorf("write step %s down: it does not follow %s", step, r.last)
+		return nil, fmt.Errorf("write step %s down: it does not follow %s", step, r.last)
 	}
 	r.last = step
 	raw, err := json.Marshal(r.rec)
 	if err != nil {
-		return fmt.Errorf("write step %s down: %w", step, err)
+		return nil, fmt.Errorf("write step %s down: %w", step, err)
 	}
+	return raw, nil
+}
+
+func (r *run) write(ctx context.Context, step string, raw []byte, durable bool) error {
 	batch := &pgx.Batch{}
 	if !durable {
 		batch.Queue(`SELECT set_config('synchronous_commit', 'off', true)`)
@@ -133,10 +149,18 @@ func (r *run) took(name string, start time.Time) {
 
 // mark runs, times and persists a step.
 func (r *run) mark(ctx context.Context, name string, fn func() error) error {
-	if err := r.step(name, fn); err != nil {
+	run := func() error { return r.step(name, fn) }
+	if name == StepSequences { // it timed itself, beside others
+		run = fn
+	}
+	if err := run(); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
-	if err := r.save(ctx, name, false); err != nil {
+	save := r.save
+	if r.pausing && r.c.cfg.Crash == nil { // tests that kill it want the step written first
+		save = func(ctx context.Context, step string, _ bool) error { return r.saveLater(ctx, step) }
+	}
+	if err := save(ctx, name, false); err != nil {
 		return err
 	}
 	return r.c.crash(name)

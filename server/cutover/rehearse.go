@@ -100,12 +100,9 @@ func (r *run) restoreSequences(ctx context.Context) {
 	}
 }
 
-// rehearseEnd does what a cutover does after its tail, but for the decision: the last look at the tables, and the opening of
-// the shards in their prelocked transactions, which are rolled back. Nobody sees them open.
+// rehearseEnd does what a cutover does after its last look, but for the decision: the opening of the shards in
+// their prelocked transactions, which are rolled back. Nobody sees them open.
 func (r *run) rehearseEnd(ctx context.Context) error {
-	if err := r.step("last-look", func() error { return r.gate.LastLook(ctx) }); err != nil {
-		return err
-	}
 	err := r.step("follow", func() error {
 		var g errgroup.Group
 		for _, s := range r.shards {

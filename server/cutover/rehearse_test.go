@@ -64,7 +64,7 @@ func TestRehearsal(t *testing.T) {
 				paused = max(paused, s.AtMillis+s.Millis)
 			}
 		}
-		if want := "hold fence marker drain sequences tail last-look follow"; strings.Join(inPause, " ") != want {
+		if want := "hold fence marker triggers drain freeze sequences tail last-look follow"; strings.Join(inPause, " ") != want {
 			t.Errorf("in the pause: %s", inPause)
 		}
 		var direction, outcome string

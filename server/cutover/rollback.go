@@ -254,6 +254,7 @@ func sequenceList(values []tenant.SequenceValue) *catalog.Catalogue {
 func (r *run) stay(ctx context.Context, cause error) (Report, error) {
 	r.log.Warn("rollback is taken back", "error", cause)
 	ctx = context.WithoutCancel(ctx) // a server that stops still takes back what it began
+	_ = r.saved()                    // the end is written by itself
 	var undo sync.WaitGroup
 	if r.back != nil {
 		r.blameLocks("source", r.back.Culprits())

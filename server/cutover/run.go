@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"strings"
 	"time"
 
@@ -14,7 +13,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/rehomedb/rehome/gate"
-	"github.com/rehomedb/rehome/replicator/catalog"
 	"github.com/rehomedb/rehome/tenant"
 )
 
@@ -70,6 +68,8 @@ type run struct {
 	pausing    bool      // writers wait
 	committing bool      // a COMMIT may have been sent
 	drained    *drainWatch
+	behind     *behind // under way beside the drain
+	saver      *saver
 	culprits   []tenant.Finding // who was in the way
 }
 
@@ -185,6 +185,8 @@ func (r *run) attempt(ctx context.Context) error {
 	defer cancel()
 	bound, cancelBound := context.WithDeadlineCause(ctx, r.deadline, errDeadline)
 	defer cancelBound()
+	drain, failed := context.WithCancelCause(bound)
+	defer failed(nil)
 
 	steps := []struct {
 		name string
@@ -194,14 +196,20 @@ func (r *run) attempt(ctx context.Context) error {
 			return r.hold(bound, until.Add(holdGrace))
 		}},
 		{StepFence, func() error { return r.gate.Fence(cut, r.deadline) }},
-		{StepMarker, func() error { return r.gate.Marker(cut) }},
-		{StepDrain, func() error { return r.drain(bound, cut) }},
-		{StepSequences, func() error { return r.sequences(cut) }},
+		{StepMarker, func() error {
+			r.beginBehind(cut, func(err error) { failed(&behindError{err}) })
+			return r.gate.Marker(cut)
+		}},
+		{StepDrain, func() error { return r.drain(drain, cut) }},
+		{StepSequences, r.joinBehind},
 		{StepTail, func() error {
 			if r.at.Tail == nil {
 				return nil
 			}
-			return r.at.Tail(cut, r.gate.Tx())
+			if err := r.at.Tail(cut, r.gate.Tx()); err != nil {
+				return err
+			}
+			return r.gate.Touch(cut)
 		}},
 	}
 	for _, s := range steps {
@@ -209,10 +217,7 @@ func (r *run) attempt(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := r.gate.Touch(cut); err != nil {
-		return err
-	}
-	if err := r.save(cut, StepCommitting, true); err != nil {
+	if err := r.step("last-look", func() error { return r.lastLook(cut) }); err != nil {
 		return err
 	}
 	if err := r.c.crash(StepCommitting); err != nil {
@@ -226,6 +231,22 @@ func (r *run) attempt(ctx context.Context) error {
 		return err
 	}
 	return r.c.crash(StepCommitted)
+}
+
+// lastLook writes down, durably, what the certificate needs, and looks a last time at the tables: what was made behind the
+// fence would stay behind.
+func (r *run) lastLook(ctx context.Context) error {
+	if err := r.saved(); err != nil {
+		return err
+	}
+	raw, err := r.draft(StepCommitting)
+	if err != nil {
+		return err
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return r.write(gctx, StepCommitting, raw, true) })
+	g.Go(func() error { return r.gate.LastLook(gctx) })
+	return g.Wait()
 }
 
 // prelock opens every session that the pause will need and locks against maintenance, on both sides.
@@ -257,81 +278,21 @@ func (r *run) prelock(ctx context.Context) error {
 	return g.Wait()
 }
 
-// drain waits for the marker at every shard; the fence's triggers are made meanwhile.
-func (r *run) drain(bound, cut context.Context) error {
-	stop := r.watchDrain(cut)
-	defer stop()
-	var g errgroup.Group
-	g.Go(func() (err error) {
-		r.rec.MarkerLSN, r.rec.Shards, err = r.stream.WaitMarker(bound, r.at.ID)
-		if err == nil && r.rec.MarkerLSN <= r.rec.VerifiedLSN {
-			return fmt.Errorf("the marker's position %s is not after the verification's %s", r.rec.MarkerLSN, r.rec.VerifiedLSN)
-		}
-		slices.SortFunc(r.rec.Shards, func(a, b tenant.ShardPosition) int { return strings.Compare(a.Shard, b.Shard) })
-		return err
-	})
-	g.Go(func() error { return r.gate.CreateTriggers(cut) })
-	return g.Wait()
-}
-
-// sequences freezes the source's behind the fence and sets the shards' ahead of them.
-func (r *run) sequences(ctx context.Context) error {
-	if r.job.Catalogue == nil || len(r.job.Catalogue.Sequences) == 0 {
-		r.rec.Sequences = []tenant.SequenceSet{}
-		return nil
-	}
-	tx := r.gate.Tx()
-	var values []tenant.SequenceValue
-	for try := 1; ; try++ {
-		// A savepoint: nextval() takes no table lock, so a value may be drawn between reading and freezing.
-		err := pgx.BeginFunc(ctx, tx, func(sp pgx.Tx) (err error) {
-			if values, err = catalog.ReadSequences(ctx, sp.Conn(), r.job.Catalogue); err != nil {
-				return err
-			}
-			return catalog.FreezeSequences(ctx, sp, values)
-		})
-		if err == nil {
-			break
-		}
-		if try == freezeTries || !isSequenceMoved(err) || ctx.Err() != nil {
-			return err
-		}
-	}
-	if err := r.gate.Touch(ctx); err != nil {
-		return err
-	}
-	r.rec.Frozen = values
-	step := catalog.Step(len(r.shards))
-	sets := make([][]tenant.SequenceSet, len(r.shards))
-	g, gctx := errgroup.WithContext(ctx)
-	for i, s := range r.shards {
-		g.Go(func() (err error) {
-			if sets[i], err = catalog.SetSequences(gctx, s.aside, values, s.Ordinal, step); err != nil {
-				return fmt.Errorf("shard %s: %w", s.Name, err)
-			}
-			for k := range sets[i] {
-				sets[i][k].Shard = s.Name
-			}
-			return nil
-		})
-	}
-	if err := g.Wait(); err != nil {
-		return err
-	}
-	r.rec.Sequences = slices.Concat(sets...)
-	return nil
-}
-
 // takeBack ends an attempt that met an error: nothing of it stays, unless a COMMIT was under way and won.
 func (r *run) takeBack(ctx context.Context, cause error) (Report, error) {
 	r.log.Warn("cutover attempt is taken back", "error", cause)
 	ctx = context.WithoutCancel(ctx) // a server that stops still takes back what it began
+	r.leaveSource()
 	if r.gate != nil {
 		r.gate.Rollback(ctx)
 	}
 	if !r.committing {
 		r.endPause() // the source writes again, whatever else is slow
 	}
+	if r.behind != nil {
+		_ = r.joinBehind() // the cause is known
+	}
+	_ = r.saved() // the end is written by itself
 	r.blameAll(ctx, cause)
 	state, err := r.resolve(ctx)
 	if err != nil {
