@@ -186,11 +186,17 @@ func TestSameHost(t *testing.T) {
 		target string
 		want   bool
 	}{
-		{"own.example", true, "https://own.example/acme", true}, {"OWN.example.", true, "https://own.example:443/acme", true}, {"own.example:80", false, "http://own.example/acme", true},
+		{"own.example", true, "https://own.example/acme", true},
+		{"OWN.example.", true, "https://own.example:443/acme", true},
+		{"own.example:80", false, "http://own.example/acme", true},
 		{"own.example", false, "https://own.example/acme", false}, // another port
 		{"own.example:443", false, "https://own.example/acme", true},
-		{"own.example", true, "http://own.example/acme", false}, {"own.example:8443", true, "https://own.example/acme", false}, {"other.example", true, "https://own.example/acme", false},
-		{"own.example.evil", true, "https://own.example/acme", false}, {"[::1]:8080", false, "http://[::1]:8080/acme", true}, {"[::1]", false, "http://[::2]/acme", false},
+		{"own.example", true, "http://own.example/acme", false},
+		{"own.example:8443", true, "https://own.example/acme", false},
+		{"other.example", true, "https://own.example/acme", false},
+		{"own.example.evil", true, "https://own.example/acme", false},
+		{"[::1]:8080", false, "http://[::1]:8080/acme", true},
+		{"[::1]", false, "http://[::2]/acme", false},
 	} {
 		r := httptest.NewRequest(http.MethodGet, "/", nil)
 		r.Host = c.host
