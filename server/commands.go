@@ -95,12 +95,16 @@ func (s *Server) ask(kind string) func(context.Context, *askInput) (*commandOutp
 			}
 		}
 		if kind == api.CommandComplete {
-			args.DropFence = body.DropFence
+			args.DropFence, args.SourceDestroyed = body.DropFence, body.SourceDestroyed
+			note(ctx, "source_destroyed", body.SourceDestroyed)
 			note(ctx, "drop_fence", body.DropFence)
 		}
 		err = fits(r.State, kind)
 		if p := r.State; args.Verify.Stop || args.Verify.Repair && p.Phase == tenant.Paused && (p.Resume == tenant.CatchingUp || p.Resume == tenant.InSync) {
 			err = nil // what stopped it may be what is repaired
+		}
+		if p := r.State.Phase; args.SourceDestroyed && (p == tenant.CuttingOver || p == tenant.RollingBack) {
+			err = nil // what is in doubt is ended by this
 		}
 		if err != nil {
 			return nil, err

@@ -323,8 +323,9 @@ type ReplicationStep struct {
 type CommandRequest struct {
 	VerifyRequest
 
-	Reason    string `json:"reason,omitempty"`
-	DropFence bool   `json:"drop_fence,omitempty" doc:"complete: also let the old side accept writes again"`
+	Reason          string `json:"reason,omitempty"`
+	DropFence       bool   `json:"drop_fence,omitempty" doc:"complete: also let the old side accept writes again"`
+	SourceDestroyed bool   `json:"source_destroyed,omitempty" doc:"complete: the old side is gone for good; where a cutover or rollback is in doubt the new side is opened, and what it had not received is lost"`
 }
 
 // CutoverPlan is what the code of a cutover or rollback is bound to.

@@ -177,6 +177,11 @@ func (r *runner) end(ctx context.Context, c command, jobs *jobs) (tenant.State, 
 	if _, _, err := tenant.Next(r.state(), o); err != nil {
 		return r.state(), err
 	}
+	if c.Args.SourceDestroyed {
+		if err := r.sourceGone(ctx); err != nil {
+			return r.state(), err
+		}
+	}
 	jobs.stop()
 	r.stopEngine()
 	began := time.Now()
@@ -197,7 +202,7 @@ func (r *runner) end(ctx context.Context, c command, jobs *jobs) (tenant.State, 
 			reason := "to " + c.Kind + " is not finished: " + te.Error()
 			remedy := "make both sides reachable, then: rehome " + c.Kind + "-replication"
 			if c.Kind == api.CommandComplete {
-				remedy = "make both sides reachable, then: rehome complete"
+				remedy = "make both sides reachable, then: rehome complete; if the source is gone for good: rehome complete --force source-destroyed"
 			}
 			if _, err := r.journal.Observe(ctx, tenant.Observation{Kind: tenant.SawProblem, Reason: reason, Remedy: remedy}); err != nil {
 				r.log.Error("record the problem", "error", err)
@@ -228,6 +233,9 @@ func (r *runner) cleanUp(ctx context.Context, c command) error {
 	// another might have ended this replication and begun the next one on the same database.
 	if err := r.journal.held(ctx); err != nil {
 		return err
+	}
+	if c.Args.SourceDestroyed {
+		return r.cleanUpShards(ctx, e)
 	}
 	if err := r.dropWayBack(ctx); err != nil {
 		return err
@@ -266,12 +274,7 @@ func (r *runner) cleanUp(ctx context.Context, c command) error {
 		return err
 	}
 	if c.Kind == api.CommandComplete {
-		return e.AtShards(ctx, func(conn *pgx.Conn) error {
-			if err := gate.UninstallShard(ctx, conn); err != nil {
-				return err
-			}
-			return replicator.UninstallShard(ctx, conn, r.id)
-		})
+		return r.uninstallShards(ctx, e)
 	}
 	return r.s.cfg.Catalogue.ResetDatabase(ctx, rec.database)
 }

@@ -76,11 +76,22 @@ func (r *runner) settle(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
+		if done, ferr := r.forced(ctx); done || errors.Is(ferr, replicator.ErrFenced) {
+			return ferr
+		} else if ferr != nil {
+			err = errors.Join(err, ferr)
+		}
 		r.log.Warn("the outcome of a cutover is not settled yet", "error", err)
 		r.journal.Note(ctx, "retry", map[string]any{"reason": err.Error(), "after_ms": pause.Milliseconds()})
-		if err := pauseFor(ctx, pause); err != nil {
-			return err
+		t := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return ctx.Err()
+		case <-r.poked: // a command may end the doubt
+		case <-t.C:
 		}
+		t.Stop()
 	}
 }
 

@@ -85,3 +85,56 @@ func TestCutoversAndRollbacks(t *testing.T) {
 		}
 	}
 }
+
+// The source is gone for good after the cutover: a worker that starts then serves complete, for whoever says so.
+func TestCompleteWithoutTheSource(t *testing.T) {
+	t.Parallel()
+	for _, doubt := range []bool{false, true} {
+		t.Run(map[bool]string{false: "after the decision", true: "in doubt"}[doubt], func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, itemsDDL)
+			_, err := w.pool.Exec(t.Context(), `UPDATE rehome_control.replications SET options = '{"accept": ["fsync-off:source"]}' WHERE id = $1`, w.id)
+			must(t, err)
+			stop := w.serve("a")
+			w.waitPhase(tenant.InSync)
+			for _, kind := range []string{api.CommandVerify, api.CommandCutover} {
+				if _, problem := w.answer(w.ask(kind, api.CommandArgs{})); problem != nil {
+					t.Fatalf("%s: %+v", kind, problem)
+				}
+			}
+			if _, problem := w.answer(w.ask(api.CommandComplete, api.CommandArgs{SourceDestroyed: true})); problem == nil || problem.Code != "source-reachable" {
+				t.Errorf("while the source answers: %+v", problem)
+			}
+			stop()
+			_, err = w.pool.Exec(t.Context(), `UPDATE rehome_control.replications SET source_dsn_sealed = $2 WHERE id = $1`, w.id, w.box.Seal("source-dsn", "postgres://nobody@127.0.0.1:1/none"))
+			must(t, err)
+			target := open(t, w.target)
+			if doubt { // a rollback that died when the shard was closed
+				exec(t, target, `SELECT set_config('rehome.pass', $1, false)`, w.supervisor("a").pass(w.name).Reveal())
+				exec(t, target, `UPDATE rehome.gate SET epoch = epoch + 1, side = 'closed'`)
+				exec(t, target, `ALTER TABLE items ENABLE ALWAYS TRIGGER rehome_fence`)
+				_, err = w.pool.Exec(t.Context(), `INSERT INTO rehome_control.cutovers (attempt, replication, direction, gate_epoch, step, max_pause_ms)
+					SELECT 'doubt', replication, 'rollback', gate_epoch + 1, 'fence', 1 FROM rehome_control.cutovers WHERE replication = $1`, w.id)
+				must(t, err)
+				_, err = w.pool.Exec(t.Context(), `UPDATE rehome_control.replications SET state = '{"phase": "rolling_back"}', phase = 'rolling_back' WHERE id = $1`, w.id)
+				must(t, err)
+			}
+			w.serve("b")
+			if _, problem := w.answer(w.ask(api.CommandComplete, api.CommandArgs{SourceDestroyed: true})); problem != nil {
+				t.Fatalf("complete: %+v", problem)
+			}
+			if st := w.state(); st.Phase != tenant.Completed {
+				t.Errorf("state: %+v", st)
+			}
+			exec(t, target, `INSERT INTO items VALUES ('r1', 99999, 1)`)
+			for what, query := range map[string]string{
+				"tables": `SELECT count(*)::int FROM pg_class WHERE relnamespace = to_regnamespace('rehome') AND relkind = 'r' AND relname NOT IN ('owned', 'pinned')`, // the placement's
+				"slot":   `SELECT count(*)::int FROM pg_replication_slots WHERE database = current_database()`,
+			} {
+				if n := scalar[int](t, target, query); n != 0 {
+					t.Errorf("%d %s left at the shard", n, what)
+				}
+			}
+		})
+	}
+}

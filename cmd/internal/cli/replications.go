@@ -183,6 +183,7 @@ type askOptions struct {
 	whichOptions
 	verb    verb
 	request api.CommandRequest
+	force   []string
 	yes     bool
 }
 
@@ -205,16 +206,30 @@ func newAskCommand(a *App, v verb) *cobra.Command {
 	return cmd
 }
 
+// forceSourceDestroyed declares that the old side is gone for good.
+const forceSourceDestroyed = "source-destroyed"
+
 func newCompleteCommand(a *App) *cobra.Command {
 	o := askOptions{verb: completeVerb()}
 	cmd := &cobra.Command{
 		Use: "complete [ID]", Short: o.verb.short, Args: rangeArgs(0, "ID"),
+		Long: "Close the way back and drop what the move made on both sides. The old side stays closed unless --drop-fence says otherwise.\n" +
+			"If the old side is gone for good, --force source-destroyed drops what is at the new side only. Where a cutover or rollback is in doubt, because the old side\n" +
+			"cannot be asked, that opens the new side: what it had not received is lost, and should the old side come back, both may accept writes.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.args(args)
+			for _, f := range o.force {
+				if f != forceSourceDestroyed {
+					return usage("bad-force", "write "+forceSourceDestroyed, "there is nothing called %q to override", f)
+				}
+				o.request.SourceDestroyed = true
+				o.verb.question = "Complete replication %s without the old side, which is gone for good? What the new side has not received is lost; should the old side come back, both may accept writes."
+			}
 			return runAsk(cmd.Context(), a, o)
 		},
 	}
 	o.flags(cmd.Flags())
+	cmd.Flags().StringSliceVar(&o.force, "force", nil, "go on in spite of: "+forceSourceDestroyed)
 	cmd.Flags().BoolVar(&o.request.DropFence, "drop-fence", false, "also let the old side accept writes again")
 	cmd.Flags().BoolVarP(&o.yes, "yes", "y", false, "do not ask")
 	return cmd
