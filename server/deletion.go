@@ -2,8 +2,6 @@ package server
 
 import (
 	"context"
-	"crypto/ed25519"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,12 +10,10 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
-	"github.com/rehomedb/rehome/gate"
 	"github.com/rehomedb/rehome/otp"
 	"github.com/rehomedb/rehome/progress"
 	"github.com/rehomedb/rehome/redirect"
 	"github.com/rehomedb/rehome/server/api"
-	"github.com/rehomedb/rehome/server/cutover"
 	"github.com/rehomedb/rehome/shard"
 	"github.com/rehomedb/rehome/tenant"
 )
@@ -56,7 +52,7 @@ func (s *Server) checkDelete(ctx context.Context, in api.DeletePlan) (plan, shar
 		return plan{}, d, err
 	}
 	var findings []tenant.Finding
-	for _, check := range []func(context.Context, shard.Database, api.DeletePlan) (*tenant.Finding, error){s.checkConnections, s.checkCertificate, s.checkRedirected} {
+	for _, check := range []func(context.Context, shard.Database, api.DeletePlan) (*tenant.Finding, error){s.checkConnections, s.checkCertificate, s.checkWayBack, s.checkRedirected} {
 		f, err := check(ctx, d, in)
 		if err != nil {
 			return plan{}, d, err
@@ -123,53 +119,6 @@ func (s *Server) checkRedirected(ctx context.Context, d shard.Database, _ api.De
 	return nil, err
 }
 
-// checkCertificate wants proof that the data lives on elsewhere: a certificate whose signature is right and, where this
-// side has a gate of its own, the gate's word that it is the one.
-func (s *Server) checkCertificate(ctx context.Context, d shard.Database, in api.DeletePlan) (*tenant.Finding, error) {
-	finding := func(format string, args ...any) *tenant.Finding {
-		return &tenant.Finding{Code: forceCertificate, Message: fmt.Sprintf(format, args...), Remedy: "fetch it from the new side (rehome certificate show ID -o json > FILE) and name it: --certificate FILE"}
-	}
-	c := in.Certificate
-	if c == nil {
-		return finding("no certificate of a cutover was given"), nil
-	}
-	if err := verifyCertificate(*c); err != nil {
-		return finding("the certificate is not good: %s", err), nil
-	}
-	if c.Database != d.Name {
-		return finding("the certificate is of database %s", c.Database), nil
-	}
-	// This installation signs for data that came to it. Such a certificate says that the data lives here and nowhere else.
-	if c.Target == s.databaseURL(d.Name) || c.PublicKey == base64.StdEncoding.EncodeToString(s.installation.PublicKey) {
-		return finding("the certificate says that the data was moved here, to %s: this is the new side", c.Target), nil
-	}
-	if d.Kind != shard.KindAdopted {
-		return nil, nil
-	}
-	state, err := s.gateOf(ctx, d)
-	switch {
-	case errors.Is(err, gate.ErrNoGate):
-		return finding("the database has no gate: it was never cut over"), nil
-	case err != nil:
-		return nil, err
-	case state.Side != gate.SideTarget:
-		return finding("the gate says that this side writes (epoch %d)", state.Epoch), nil
-	case state.Epoch != c.GateEpoch || (state.Attempt != "" && state.Attempt != c.Attempt):
-		return finding("the certificate is of another cutover (epoch %d) than the gate's (epoch %d)", c.GateEpoch, state.Epoch), nil
-	}
-	return nil, nil
-}
-
-// verifyCertificate checks a certificate's signature against the public key in it. That the key is the one of the
-// installation that it names, only that installation can tell: it is the gate that binds a certificate to this side.
-func verifyCertificate(c tenant.Certificate) error {
-	key, err := base64.StdEncoding.DecodeString(c.PublicKey)
-	if err != nil || len(key) != ed25519.PublicKeySize {
-		return errors.New("its public key cannot be read")
-	}
-	return cutover.Verify(c, key)
-}
-
 // deleteDatabase begins a deletion: after the code, a second mail asks to confirm.
 func (s *Server) deleteDatabase(ctx context.Context, in *deleteInput) (*deleteOutput, error) {
 	if in.Body.Database != "" && in.Body.Database != in.Name {
@@ -204,7 +153,7 @@ func (s *Server) deleteDatabase(ctx context.Context, in *deleteInput) (*deleteOu
 	rq := requestOf(ctx)
 	c, err := s.confirmations().Begin(ctx, otp.ConfirmationRequest{
 		Database: d.Name, Recipient: to, By: rq.actor(), Address: rq.address, Text: p.text,
-		Args: deletionArgs{Former: former, ApprovedBy: grant.ApprovedBy, Force: orEmpty(in.Body.Force), Certificate: in.Body.Certificate},
+		Args: deletionArgs{Former: former, ApprovedBy: grant.ApprovedBy, Force: orEmpty(in.Body.Force), Certificate: in.Body.Certificate, CertificateKey: in.Body.CertificateKey},
 	})
 	if err != nil {
 		// Nothing waits for a confirmation, so nothing is being deleted either.
@@ -263,10 +212,11 @@ func (s *Server) abandonExpired(ctx context.Context) error {
 
 // deletionArgs is what a deletion that waits keeps of its approval.
 type deletionArgs struct {
-	Former      string              `json:"former_state"`
-	ApprovedBy  string              `json:"approved_by"`
-	Force       []string            `json:"force"`
-	Certificate *tenant.Certificate `json:"certificate,omitempty"`
+	Former         string              `json:"former_state"`
+	ApprovedBy     string              `json:"approved_by"`
+	Force          []string            `json:"force"`
+	Certificate    *tenant.Certificate `json:"certificate,omitempty"`
+	CertificateKey string              `json:"certificate_key,omitempty"`
 }
 
 // stillDeletable looks again at what a deletion would harm: up to a day lies between its approval and its confirmation,
@@ -276,7 +226,7 @@ func (s *Server) stillDeletable(ctx context.Context, c otp.Confirmation) error {
 	if err := json.Unmarshal(c.Args, &args); err != nil {
 		return fmt.Errorf("read what was approved: %w", err)
 	}
-	_, d, err := s.checkDelete(ctx, api.DeletePlan{Database: c.Database, Force: args.Force, Certificate: args.Certificate})
+	_, d, err := s.checkDelete(ctx, api.DeletePlan{Database: c.Database, Force: args.Force, Certificate: args.Certificate, CertificateKey: args.CertificateKey})
 	if err == nil && d.State != shard.Deleting {
 		err = otp.ErrNoConfirmation // it was taken back, and the confirmation is about to be
 	}

@@ -189,6 +189,46 @@ func TestDeletionIsGuarded(t *testing.T) {
 			t.Errorf("%s: %v", what, got)
 		}
 	}
+	key, err := signerOf(cert)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for trusted, want := range map[string]int{cert.PublicKey: 0, cutover.Fingerprint(key): 0, cutover.Fingerprint(b.Installation().PublicKey): 1} {
+		a := ask(api.DeletePlan{Certificate: &cert, CertificateKey: trusted})
+		if want == 0 && a.status != 201 {
+			t.Errorf("trusted %s: %d %s", trusted, a.status, a.body)
+		} else if want == 1 {
+			if got := codes(a); len(got) != 1 || got[0] != "certificate" {
+				t.Errorf("trusted %s: %v", trusted, got)
+			}
+		}
+	}
+	if m := b.lastMail(otp.KindCode); !strings.Contains(m.Text, cutover.Fingerprint(key)) {
+		t.Errorf("the mail does not say whose certificate it is: %s", m.Text)
+	}
+	// The move is not completed: its publication is there, and then the way back too.
+	for _, at := range []struct{ before, after string }{
+		{`CREATE PUBLICATION rehome_abc`, `DROP PUBLICATION rehome_abc`},
+		{`CREATE TABLE rehome.applier (replication text)`, `DROP TABLE rehome.applier`},
+		{`UPDATE rehome.gate SET new_url = 'https://elsewhere.example/x'`, `UPDATE rehome.gate SET new_url = ''`},
+	} {
+		if _, err := conn.Exec(t.Context(), at.before); err != nil {
+			t.Fatal(err)
+		}
+		want := "way-back"
+		if strings.HasPrefix(at.before, "UPDATE") {
+			want = "certificate"
+		}
+		if got := codes(ask(api.DeletePlan{Certificate: &cert})); len(got) != 1 || got[0] != want {
+			t.Errorf("%s: %v", at.before, got)
+		}
+		if a := ask(api.DeletePlan{Certificate: &cert, Force: []string{want}}); a.status != 201 {
+			t.Errorf("%s, forced: %d %s", at.before, a.status, a.body)
+		}
+		if _, err := conn.Exec(t.Context(), at.after); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if _, err := conn.Exec(t.Context(), `UPDATE rehome.gate SET epoch = epoch + 2, side = 'source'`); err != nil {
 		t.Fatal(err)
 	}

@@ -220,6 +220,7 @@ type deletePlan struct {
 	URL               string   `json:"url"`
 	Force             []string `json:"force"`
 	CertificateDigest string   `json:"certificate_sha256"`
+	CertificateKey    string   `json:"certificate_key"` // that the person trusts
 }
 
 // What a deletion may override by name.
@@ -227,14 +228,15 @@ const (
 	forceConnections = "connections"
 	forceCertificate = "certificate"
 	forceRedirect    = "redirect"
+	forceWayBack     = "way-back"
 )
 
 func (s *Server) planDelete(in api.DeletePlan) (plan, deletePlan, error) {
-	body := deletePlan{Action: actionDelete, Database: in.Database, URL: s.databaseURL(in.Database), Force: slices.Sorted(slices.Values(in.Force))}
+	body := deletePlan{Action: actionDelete, Database: in.Database, URL: s.databaseURL(in.Database), Force: slices.Sorted(slices.Values(in.Force)), CertificateKey: in.CertificateKey}
 	body.Force = orEmpty(slices.Compact(body.Force))
 	for _, f := range body.Force {
-		if !oneOf(f, forceConnections, forceCertificate, forceRedirect) {
-			return plan{}, body, tenant.Errorf(tenant.KindInvalid, "bad-force", "name connections, certificate or redirect", "there is nothing called %q to override", f)
+		if !oneOf(f, forceConnections, forceCertificate, forceRedirect, forceWayBack) {
+			return plan{}, body, tenant.Errorf(tenant.KindInvalid, "bad-force", "name connections, certificate, redirect or way-back", "there is nothing called %q to override", f)
 		}
 	}
 	if in.Certificate != nil {
@@ -253,6 +255,9 @@ func (s *Server) planDelete(in api.DeletePlan) (plan, deletePlan, error) {
 	}
 	if in.Certificate != nil {
 		fmt.Fprintf(&b, "Certificate of the cutover to %s, decided %s.\n", in.Certificate.Target, in.Certificate.DecidedAt.UTC().Format(time.RFC3339))
+		if key, err := signerOf(*in.Certificate); err == nil {
+			fmt.Fprintf(&b, "Signed with the key %s; the new side shows its own with rehome certificate key.\n", cutover.Fingerprint(key))
+		}
 	}
 	return plan{action: actionDelete, database: in.Database, body: body, text: b.String()}, body, nil
 }

@@ -175,7 +175,8 @@ type StepTime struct {
 	Pause    bool    `json:"in_pause,omitempty"` // writers waited meanwhile
 }
 
-// Certificate proves a cutover. Signature is ed25519 by the installation's key over the JSON of the rest.
+// Certificate proves a cutover. Signature is ed25519 by the installation's key over the canonical JSON of the rest
+// (docs/certificate.md).
 type Certificate struct {
 	Version      int             `json:"version"` // 1
 	Installation string          `json:"installation"`
@@ -196,6 +197,7 @@ type Certificate struct {
 	PauseMillis  float64         `json:"pause_ms"`
 	Steps        []StepTime      `json:"steps"`
 	ApprovedBy   string          `json:"approved_by"`
+	WayBack      string          `json:"way_back,omitempty"` // as the target opened: open (every write there goes back to the source), none
 	DecidedAt    time.Time       `json:"decided_at"`
 	PublicKey    string          `json:"public_key"`          // base64
 	Signature    string          `json:"signature,omitempty"` // base64

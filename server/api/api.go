@@ -392,11 +392,13 @@ type Redirect struct {
 	TombstoneUntil *time.Time `json:"tombstone_until,omitempty"`
 }
 
-// DeletePlan is what the code of a deletion is bound to. Force names what is overridden: connections, certificate, redirect.
+// DeletePlan is what the code of a deletion is bound to. Force names what is overridden: connections, certificate, redirect,
+// way-back.
 type DeletePlan struct {
-	Database    string              `json:"database"`
-	Force       []string            `json:"force,omitempty"`
-	Certificate *tenant.Certificate `json:"certificate,omitempty"`
+	Database       string              `json:"database"`
+	Force          []string            `json:"force,omitempty"`
+	Certificate    *tenant.Certificate `json:"certificate,omitempty"`
+	CertificateKey string              `json:"certificate_key,omitempty" doc:"the signer's public key that is trusted, or its fingerprint; default: the one in the certificate"`
 }
 
 // DeleteRequest begins a deletion; a confirmation e-mail follows.

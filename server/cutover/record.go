@@ -197,6 +197,10 @@ func (c *Coordinator) certify(ctx context.Context, job Job, rec *record, state g
 		Replication: job.Replication, Attempt: rec.Attempt, GateEpoch: state.Epoch, Placement: job.Placement, SystemID: rec.SystemID,
 		MarkerLSN: rec.MarkerLSN, Shards: rec.Shards, Verification: rec.Verification, Digest: rec.Digest, VerifiedLSN: rec.VerifiedLSN,
 		Sequences: rec.Sequences, PauseMillis: rec.PauseMillis, Steps: rec.Steps, ApprovedBy: rec.ApprovedBy, DecidedAt: rec.DecidedAt,
+		WayBack: WayBackOpen,
+	}
+	if rec.NoWayBack {
+		cert.WayBack = WayBackNone
 	}
 	if cert.Sequences == nil {
 		cert.Sequences = []tenant.SequenceSet{}

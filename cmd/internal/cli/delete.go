@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -20,6 +21,7 @@ type deleteOptions struct {
 	url         string
 	force       []string
 	certificate string
+	key         string
 	confirm     string
 	otp         otpOptions
 }
@@ -31,7 +33,8 @@ func newDeleteCommand(a *App) *cobra.Command {
 		Long: "Delete a database. First a code approves the plan; then a second e-mail brings a link and another code, and only that deletes.\n" +
 			"The data stays for a grace period (see undelete), and the old URL redirects for months. Without a terminal: run it with --otp, and then\n" +
 			"again with --confirm CODE.\n" +
-			"It is refused while clients are connected, without a certificate, or without a redirect; --force names what is overridden.",
+			"It is refused while clients are connected, without a certificate, without a redirect, or while the way back is open; --force names\n" +
+			"what is overridden.",
 		Example: "  rehome delete-db https://hosted.example/acme --certificate acme-certificate.json",
 		Args:    exactArgs("URL"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -43,8 +46,9 @@ func newDeleteCommand(a *App) *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringSliceVar(&o.force, "force", nil, "go on in spite of: connections, certificate, redirect")
+	f.StringSliceVar(&o.force, "force", nil, "go on in spite of: connections, certificate, redirect, way-back")
 	f.StringVar(&o.certificate, "certificate", "", "file with the certificate of the cutover (rehome certificate show -o json)")
+	f.StringVar(&o.key, "certificate-key", "", "the key that the certificate must be signed with, or its fingerprint (rehome certificate key, at the new side)")
 	f.StringVar(&o.confirm, "confirm", "", "the code of the confirmation e-mail")
 	f.BoolP("yes", "y", false, "accepted for scripts; the code is the confirmation")
 	o.otp.flags(f)
@@ -56,8 +60,8 @@ func runDelete(ctx context.Context, a *App, o deleteOptions) error {
 		return err
 	}
 	for _, f := range o.force {
-		if !slices.Contains([]string{"connections", "certificate", "redirect"}, f) {
-			return usage("bad-force", "write connections, certificate or redirect", "there is nothing called %q to override", f)
+		if !slices.Contains([]string{"connections", "certificate", "redirect", "way-back"}, f) {
+			return usage("bad-force", "write connections, certificate, redirect or way-back", "there is nothing called %q to override", f)
 		}
 	}
 	a.override = func(f tenant.Finding) string { return "--force " + f.Code + " goes on in spite of it" }
@@ -68,7 +72,7 @@ func runDelete(ctx context.Context, a *App, o deleteOptions) error {
 	if o.confirm != "" {
 		return a.confirmDelete(ctx, t, o.confirm)
 	}
-	plan := api.DeletePlan{Database: t.database, Force: o.force}
+	plan := api.DeletePlan{Database: t.database, Force: o.force, CertificateKey: strings.TrimSpace(o.key)}
 	if plan.Certificate, err = a.readCertificate(o.certificate); err != nil {
 		return err
 	}
