@@ -37,6 +37,9 @@ const (
 	backRetry = 10 * time.Second
 	// backGrace is how long a stream may be away, as with a connection that broke, before the way back counts as broken.
 	backGrace = 10 * time.Second
+	// backSteady is for how long it must stream before the next problem is told of though it is the same as the last; and for
+	// how long it must be away before that is told of as one.
+	backSteady = time.Minute
 	// backLook is how often it is looked for a way back while there is none.
 	backLook = time.Second
 	// backSchemaEvery is how often a shard's schema is compared with what it was when the way back was made.
@@ -111,6 +114,7 @@ type backSide struct {
 	origin   identity  // the shard's server when it was made
 	schema   string    // digest of the shard's schema then
 	streamed time.Time // when it was last seen streaming
+	steady   time.Time // since when it streams without a break; zero: it does not
 	problem  problem   // of the engine
 	drift    problem   // the shard's schema is another one
 	told     string    // the reason that an alarm was raised for
@@ -133,6 +137,8 @@ func NewBack(cfg BackConfig) (*Back, error) {
 	if !slices.Contains(cfg.Placement.Shards(), home) {
 		home = cfg.Placement.Shards()[0]
 	}
+	opts := cfg.Options
+	opts.NoHeartbeat = false // it is about the source's heartbeats
 	for _, sh := range cfg.Shards {
 		s := &backSide{
 			replication: cfg.Replication, key: cfg.Replication + backKeySeparator + sh.Name, shard: sh, several: len(cfg.Shards) > 1, patience: cfg.ConflictPatience, home: sh.Name == home,
@@ -143,7 +149,7 @@ func NewBack(cfg BackConfig) (*Back, error) {
 		s.engine, err = New(Config{
 			Replication: s.key, Source: sh.DSN, Slot: BackSlot(cfg.Slot, sh.Ordinal), Publication: BackPublication(cfg.Publication),
 			Shards: []Shard{{Name: backLane, DSN: cfg.Source}}, Placement: tenant.Placement{Ranges: []tenant.Range{{To: tenant.Buckets - 1, Shard: backLane}}, Home: backLane},
-			Options: cfg.Options, Epoch: cfg.Epoch, Pass: cfg.Pass, State: tenant.State{Phase: tenant.InSync}, Journal: s.journal, Gate: backGates{BackGate: cfg.Gate},
+			Options: opts, Epoch: cfg.Epoch, Pass: cfg.Pass, State: tenant.State{Phase: tenant.InSync}, Journal: s.journal, Gate: backGates{BackGate: cfg.Gate},
 			Logger: cfg.Logger.With("way_back_from", sh.Name), Heartbeat: cfg.Heartbeat, SpoolMemory: cfg.SpoolMemory, SlotPatience: cfg.SlotPatience, back: s,
 		})
 		if err != nil {
@@ -343,7 +349,7 @@ func (b *Back) setProblem(err error) {
 func (s *backSide) begin(now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.streamed, s.problem, s.drift = now, problem{}, problem{}
+	s.streamed, s.steady, s.problem, s.drift = now, time.Time{}, problem{}, problem{}
 }
 
 // look says for how long the side has not streamed, and what is in its way.
@@ -351,13 +357,24 @@ func (s *backSide) look(now time.Time, p tenant.Progress) (away time.Duration, w
 	streaming := s.engine.streaming()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if streaming {
+	if !streaming {
+		s.steady = time.Time{}
+	} else {
 		s.streamed = now
+		if s.steady.IsZero() {
+			s.steady = now
+		}
+		if now.Sub(s.steady) > backSteady && s.drift.reason == "" {
+			s.told = "" // whatever comes now is news
+		}
 		if s.drift.reason != "" {
 			return 0, s.drift
 		}
 		if p.Blocked != "" {
 			return 0, problem{s.words(p.Blocked), ""}
+		}
+		if p.Care != nil && p.Care.Warning != "" {
+			return 0, problem{s.words(p.Care.Warning), ""}
 		}
 		return 0, problem{}
 	}
@@ -380,7 +397,7 @@ func (s *backSide) isBroken() bool {
 
 // words lets the engine's messages speak of the ends as they are: its source is the shard.
 func (s *backSide) words(text string) string {
-	return strings.NewReplacer("shard "+backLane, "the source", "the source", "shard "+s.shard.Name, "The source", "Shard "+s.shard.Name).Replace(text)
+	return strings.NewReplacer("the replication then has to start again", "the way back then ends", "rehome cancel-replication", "rehome complete", "shard "+backLane, "the source", "the source", "shard "+s.shard.Name, "The source", "Shard "+s.shard.Name).Replace(text)
 }
 
 func (e *Engine) streaming() bool {

@@ -63,7 +63,7 @@ func (l *lane) applyAfterOthers(ctx context.Context, g *group, err error) error 
 		for err = l.applyAgain(ctx, p); l.meets(err); err = l.applyAgain(ctx, p) {
 			if time.Since(began) > l.back.patience {
 				return stop("row-on-two-shards", "remove or change the row at the shard where it does not belong",
-					"%v. For %s no other shard has let go of the row that is in its place at the source: two shards hold rows of which the source can have only one", err, l.back.patience)
+					"%v. For %s no other shard has let go of the row that is in its place: two shards hold rows of which only one can be there", err, l.back.patience)
 			}
 			l.back.waits(err)
 			if err := wait(ctx, conflictPause); err != nil {

@@ -260,8 +260,16 @@ func (b *Back) seed(ctx context.Context, src *pgx.Conn, results []made) error {
 	}
 	for i, s := range b.side {
 		s.know(results[i])
+		s.forget()
 	}
 	return nil
+}
+
+// forget lets what an earlier way back met be news again.
+func (s *backSide) forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.told, s.strays = "", nil
 }
 
 func (s *backSide) know(m made) {

@@ -3,6 +3,7 @@ package replicator
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -64,11 +65,15 @@ func schemaDigest(ctx context.Context, c *pgx.Conn) (digest string, err error) {
 	return digest, nil
 }
 
-// watchSchema compares the shard's schema with what it was, until the context ends.
+// watchSchema compares the shard's schema with what it was, until the context ends. It also tells of a way back that has been
+// away for long: an end that cannot be reached is tried again without a problem.
 func (b *Back) watchSchema(ctx context.Context, s *backSide) {
 	for {
 		if err := b.lookAtSchema(ctx, s); err != nil && ctx.Err() == nil {
 			b.log.Warn("way back: look at the shard's schema", "shard", s.shard.Name, "error", err)
+		}
+		if away, _ := s.look(time.Now(), s.engine.Progress()); away > backSteady && !s.isBroken() {
+			s.journal.alarm(ctx, problem{reason: "the way back from shard " + s.shard.Name + " does not stream: one of its ends cannot be reached", remedy: "see replication-progress for what it meets"})
 		}
 		if wait(ctx, backSchemaEvery) != nil {
 			return

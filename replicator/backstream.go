@@ -73,7 +73,7 @@ func (s *backSide) streams() {
 }
 
 func backReshaped(t tenant.TableName) error {
-	return stop("schema-changed", "bring the table at the source to its shape at the shards", "table %s changed its shape since the way back was made: its rows cannot be carried", t)
+	return stop("schema-changed", "take the change back at the shards", "table %s changed its shape since the way back was made: its rows cannot be carried", t)
 }
 
 // PublishedTables begins a statement with the tables of a publication, $1, and all their partitions: published (oid, nspname,
@@ -117,8 +117,8 @@ func asReplica(ctx context.Context, c *pgx.Conn, publication string) error {
 		return err
 	}
 	if needed {
-		return stop("no-way-back", "GRANT SET ON PARAMETER session_replication_role TO our role at the source (from version 15 on), or cut over with --no-way-back",
-			"it has foreign keys or triggers, and our role may not set session_replication_role: writes cannot be carried back to it")
+		return stop("no-way-back", "GRANT SET ON PARAMETER session_replication_role TO our role there (from version 15 on), or cut over with --no-way-back",
+			"the former source has foreign keys or triggers, and our role may not set session_replication_role: writes cannot be carried back to it")
 	}
 	return nil
 }

@@ -37,6 +37,13 @@
 //   - Nothing is overwritten to make an error go away: a conflict or a missing row is divergence and pauses the
 //     replication with the row's key.
 //
+// # The way back
+//
+// After a cutover Back carries the shards' writes to the source: the same engine with its ends swapped, one per shard, each
+// with one lane. Transactions of lanes begin with a row of rehome.progress, which both directions publish: a transaction
+// that begins with one of the same replication is never applied, in neither direction, so that nothing goes round. The order
+// between shards is not given: a lane whose row meets another shard's waits for it (backconflict.go).
+//
 // # Who is authoritative
 //
 // The shard's rehome.progress, rehome.copied and rehome.chunks are the truth about what is applied and copied; the control database's
