@@ -72,16 +72,26 @@ func (b *backRig) lanesDoNotWaitTogether(here, there string) {
 	exec(t, b.clients[1], `INSERT INTO accounts VALUES (4002, $1, 'e@x', 1)`, there)
 	b.settle()
 	first, second := b.holdLane(0), b.holdLane(1)
+	for _, c := range b.clients { // both lanes wait with this, and take what follows as one group
+		exec(t, c, `UPDATE accounts SET n = n + 1 WHERE id IN (4001, 4002)`)
+	}
+	eventually(t, "both lanes are held", func() bool {
+		return scalar[int](t, b.srcDB, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'rehome-lane-%' AND wait_event_type = 'Lock'`) == 2
+	})
 	exec(t, b.clients[0], `DELETE FROM accounts WHERE id = 4001`)
 	exec(t, b.clients[1], `DELETE FROM accounts WHERE id = 4002`)
 	exec(t, b.clients[0], `INSERT INTO accounts VALUES (4002, $1, 'e@x', 2)`, here)
 	exec(t, b.clients[1], `INSERT INTO accounts VALUES (4001, $1, 'd@x', 2)`, there)
 	exec(t, b.clients[0], `UPDATE accounts SET n = n + 1`)
 	exec(t, b.clients[1], `UPDATE accounts SET n = n + 1`)
+	b.flushed()
 	first()
 	second()
 	b.settle()
 	b.same("accounts")
+	if b.jour.noted("alarm", "way-back-broken", "400") {
+		t.Error("the lanes waited for each other until their patience was over")
+	}
 }
 
 // rowOnTwoShards: the shards do not know of each other's keys, and the source can have only one row of a key.

@@ -193,6 +193,17 @@ func (b *backRig) again() {
 	b.stop = b.runBack(b.back)
 }
 
+// flushed waits until the way back has read all that was written at the shards so far.
+func (b *backRig) flushed() {
+	b.t.Helper()
+	for i, sh := range b.shards {
+		at := scalar[string](b.t, b.clients[i], `SELECT pg_current_wal_lsn()::text`)
+		eventually(b.t, "all is read from shard "+sh.Name, func() bool {
+			return scalar[bool](b.t, b.clients[i], `SELECT coalesce(bool_or(s.write_lsn >= $1::pg_lsn), false) FROM pg_stat_replication s JOIN pg_replication_slots l ON l.active_pid = s.pid WHERE l.database = current_database()`, at)
+		})
+	}
+}
+
 var markers struct {
 	sync.Mutex
 	n int
