@@ -57,7 +57,9 @@ func TestWhatHappensIsTold(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			return slices.ContainsFunc(mails, func(m otp.Mail) bool { return m.Kind == otp.KindNotice && m.To == "owner@example.com" && m.Subject == subject })
+			return slices.ContainsFunc(mails, func(m otp.Mail) bool {
+				return m.Kind == otp.KindNotice && m.To == "owner@example.com" && m.Subject == subject
+			})
 		})
 	}
 	i.mustApproved(moveArgs("start-replication", src.Reveal(), i.url+"/acme")...)
@@ -90,6 +92,10 @@ func TestWhatHappensIsTold(t *testing.T) {
 	n := slices.IndexFunc(mails, func(m otp.Mail) bool { return m.Kind == otp.KindDeletion })
 	i.must("delete-db", i.url+"/olddb", "--confirm", mails[n].Code)
 	told("delete-confirmed", "Rehome: olddb was deleted")
+
+	i.must("verify")
+	i.mustApproved("rollback")
+	told("rolled-back", "Rehome: acme was rolled back: the old side takes the writes again")
 
 	for _, d := range mustJSON[[]api.WebhookDelivery](i, "webhooks", "deliveries") {
 		if d.Event == "cutover-taken-back" {

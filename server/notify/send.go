@@ -138,7 +138,7 @@ func label(u *url.URL) string {
 	first, rest, more := strings.Cut(strings.TrimPrefix(u.EscapedPath(), "/"), "/")
 	l := u.Scheme + "://" + u.Host + "/" + first
 	if (more && rest != "") || u.RawQuery != "" {
-		l += "/…"
+		return strings.TrimSuffix(l, "/") + "/…"
 	}
 	return l
 }

@@ -51,7 +51,7 @@ func (d *demo) checkAll(ctx context.Context) error {
 	d.rep.Checks = append(d.rep.Checks, workload.Check(ctx, d.ledger, d.placement, d.shardPools, source)...)
 	d.rep.Checks = append(d.rep.Checks, d.checks...)
 	d.rep.Checks = append(d.rep.Checks, clientsCheck(report), socketsCheck(report.Sockets, d.newURL()), pauseCheck(d.certificate.PauseMillis), verificationCheck(d.verified, d.rep.Rows, d.during))
-	for _, check := range []func(context.Context) Check{d.spread, d.cleaned, d.fence(source), d.signed(source), d.tombstone, d.deletedSoftly(source), d.discreet} {
+	for _, check := range []func(context.Context) Check{d.spread, d.told, d.cleaned, d.fence(source), d.signed(source), d.tombstone, d.deletedSoftly(source), d.discreet} {
 		d.rep.Checks = append(d.rep.Checks, check(ctx))
 	}
 	d.show.clear()
@@ -283,6 +283,39 @@ func (d *demo) deletedSoftly(source *pgxpool.Pool) func(context.Context) Check {
 		c.Detail = fmt.Sprintf("until %s undelete brings it back; %d of %d realms are still there", output.When(*all[i].PurgeAfter), realms, d.rep.Realms)
 		return c
 	}
+}
+
+// told: the owner got e-mails about what happened, each once.
+func (d *demo) told(ctx context.Context) Check {
+	c := Check{Name: "owner-was-told", Unit: "e-mails", OK: true}
+	want := map[string]int{"is in sync": 1, "was cut over": 2, "was rolled back": 1, "was deleted": 1}
+	err := eventually(ctx, mailWithin, "the owner is told what happened", func(context.Context) (bool, error) {
+		c.OK, c.Figure = true, 0
+		var parts []string
+		for _, subject := range slices.Sorted(maps.Keys(want)) {
+			n := 0
+			for _, i := range []*installation{d.hosted, d.own} {
+				mails, err := otp.ReadMailbox(i.mail)
+				if err != nil {
+					return false, fmt.Errorf("read the mailbox: %w", err)
+				}
+				for _, m := range mails {
+					if m.Kind == otp.KindNotice && m.To == owner && strings.Contains(m.Subject, subject) {
+						n++
+					}
+				}
+			}
+			c.Figure += int64(n)
+			c.OK = c.OK && n == want[subject]
+			parts = append(parts, fmt.Sprintf("%s %d", subject, n))
+		}
+		c.Detail = strings.Join(parts, ", ")
+		return c.OK, nil
+	})
+	if err != nil && c.Detail == "" {
+		return failing(c.Name, c.Unit, err)
+	}
+	return c
 }
 
 // discreet: no code and no password is in a server's log.

@@ -66,7 +66,7 @@ func TestDemo(t *testing.T) {
 			if code != 0 || !rep.OK || rep.Failed != nil {
 				t.Fatalf("exit code %d, failed: %+v\n%s", code, rep.Failed, stderr)
 			}
-			if bad := failedChecks(rep); len(bad) > 0 || len(rep.Checks) < 25 {
+			if bad := failedChecks(rep); len(bad) > 0 || len(rep.Checks) < 29 {
 				t.Errorf("of %d checks these do not hold: %v", len(rep.Checks), bad)
 			}
 			for _, c := range rep.Checks {
@@ -74,7 +74,7 @@ func TestDemo(t *testing.T) {
 					t.Errorf("a check does not explain itself: %+v", c)
 				}
 			}
-			if rep.PauseMillis <= 0 || rep.GapDirectMillis < rep.PauseMillis/2 || rep.GapHTTPMillis <= 0 || rep.Rates.CopyRows <= 0 || rep.Rates.VerifyRows <= 0 || rep.Rates.Writes <= 0 {
+			if rep.PauseMillis <= 0 || rep.GapDirectMillis < rep.PauseMillis/2 || rep.GapHTTPMillis <= 0 || rep.GapRollbackMillis <= 0 || rep.Rates.CopyRows <= 0 || rep.Rates.VerifyRows <= 0 || rep.Rates.Writes <= 0 {
 				t.Errorf("figures are missing: %+v", rep)
 			}
 			if len(rep.Steps) != len(newDemo(options{}, nil).steps()) || rep.Certificate == nil || rep.Shards != shards || len(rep.Connections) < 2 {

@@ -25,6 +25,8 @@ type Report struct {
 	GapDirectMillis float64 `json:"longest_gap_direct_ms"` // between two acknowledged writes of direct writers, around the cutover
 	GapHTTPMillis   float64 `json:"longest_gap_http_ms"`   // of HTTP clients: until the redirect sent them on
 
+	GapRollbackMillis float64 `json:"longest_gap_rollback_ms"` // of direct writers, around the rollback
+
 	Rates       Rates                  `json:"rates"`
 	Steps       []StepTime             `json:"durations"`
 	Seconds     float64                `json:"seconds"` // all of it

@@ -49,6 +49,9 @@ func (d *demo) steps() []step {
 		{"Copy, while clients write", data, d.watchCopy},
 		{"Compare both sides row by row, while both keep moving", data, d.verify},
 		{"Cut over", data, d.cutOver},
+		{"The way back runs: what is written at the new side arrives at the old one", data, d.wayBack},
+		{"Go back: the old side takes the writes again", data, d.rollBack},
+		{"Cut over again, to stay", data, d.cutOverAgain},
 		{"Send the clients of the old address to the new one", stepWithin, d.redirect},
 		{"Watch the old side's connections fall to zero", stepWithin, d.fall},
 		{"Complete", stepWithin, d.complete},
@@ -141,15 +144,27 @@ func (d *demo) verify(ctx context.Context) error {
 	return nil
 }
 
-// cutOver asks for the code before the clients' waits are measured: a person's typing is no pause.
+// cutOver rehearses first: the rehearsal says what the pause would be, and takes itself back.
 func (d *demo) cutOver(ctx context.Context) error {
 	d.watchConnections()
 	if _, err := d.do(ctx, how{in: d.own}, "cutover", "--dry-run"); err != nil {
 		return err
 	}
+	if _, err := d.approved(ctx, how{in: d.own}, append([]string{"cutover", "--rehearse"}, d.plan()...)...); err != nil {
+		return err
+	}
+	if err := d.acknowledged(ctx, workload.SideSource, writesBetween); err != nil {
+		return err
+	}
+	return d.move(ctx, append([]string{"cutover"}, d.plan()...)...)
+}
+
+// move runs a cutover or a rollback. It asks for the code before the clients' waits are measured: a person's typing is no
+// pause.
+func (d *demo) move(ctx context.Context, args ...string) error {
 	d.pulse()
 	for try := 1; ; try++ {
-		r, err := d.approved(ctx, how{in: d.own, before: d.ledger.ResetGaps, want: []int{0, exitRestored}}, append([]string{"cutover"}, d.plan()...)...)
+		r, err := d.approved(ctx, how{in: d.own, before: d.ledger.ResetGaps, want: []int{0, exitRestored}}, args...)
 		if err != nil {
 			return err
 		}
@@ -157,10 +172,83 @@ func (d *demo) cutOver(ctx context.Context) error {
 			return nil
 		}
 		if try == cutoverTries {
-			return unexpected([]string{"cutover"}, r, 0)
+			return unexpected(args[:1], r, 0)
 		}
-		d.show.note("the attempt was taken back, the source takes the writes as before; once more")
+		d.show.note("the attempt was taken back, the same side as before takes the writes; once more")
 	}
+}
+
+// wayBack: what clients write at the new side arrives at the old one, which refuses writes of its own.
+func (d *demo) wayBack(ctx context.Context) error {
+	if err := d.acknowledged(ctx, workload.SideShards, 2*writesBetween); err != nil {
+		return err
+	}
+	ids := d.ledger.AcknowledgedBy(workload.SideShards)
+	source, err := d.pool(ctx, d.source.DSN(database), "rehome demo", 1)
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+	began := time.Now()
+	err = eventually(ctx, writesWithin, "the source has what was written at the shards", func(ctx context.Context) (bool, error) {
+		n, err := workload.Missing(ctx, source, ids)
+		return n == 0, err
+	})
+	if err != nil {
+		return err
+	}
+	took := time.Since(began)
+	p, err := ask[tenant.Progress](ctx, d.own, "replication-progress")
+	if err != nil {
+		return err
+	}
+	if p.WayBack == nil || p.WayBack.State != tenant.WayBackRunning {
+		return fmt.Errorf("the way back does not run: %+v", p.WayBack)
+	}
+	d.show.note("the way back runs: %s and %s behind; all of %s writes are at the source", output.Millis(p.WayBack.LagMillis), output.Bytes(float64(p.WayBack.LagBytes)), output.Count(int64(len(ids))))
+	d.checks = append(d.checks, Check{
+		Name: "way-back-carries-writes", OK: len(ids) > 0, Figure: int64(len(ids)), Unit: "writes of the shards found at the source",
+		Detail: fmt.Sprintf("the last of them %s after it was acknowledged, at most; lag %s", output.Millis(float64(took.Milliseconds())), output.Millis(p.WayBack.LagMillis)),
+	})
+	return nil
+}
+
+// rollBack gives the writes back to the source, which then has everything that either side has acknowledged.
+func (d *demo) rollBack(ctx context.Context) error {
+	if _, err := d.do(ctx, how{in: d.own}, "verify"); err != nil {
+		return err
+	}
+	if err := d.move(ctx, "rollback"); err != nil {
+		return err
+	}
+	ids := d.ledger.AcknowledgedBy("")
+	source, err := d.pool(ctx, d.source.DSN(database), "rehome demo", 1)
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+	missing, err := workload.Missing(ctx, source, ids)
+	if err != nil {
+		return err
+	}
+	d.checks = append(d.checks, Check{
+		Name: "rollback-loses-nothing", OK: missing == 0 && len(ids) > 0, Figure: int64(len(ids)), Unit: "acknowledged writes",
+		Detail: fmt.Sprintf("by either side, looked for at the source just after it: %d missing", missing),
+	})
+	if err := d.acknowledged(ctx, workload.SideSource, 2*writesBetween); err != nil {
+		return err
+	}
+	d.rep.GapRollbackMillis = d.ledger.LongestGap(workload.GapDirect).Millis()
+	d.show.note("the longest wait of direct clients was %s", output.Millis(d.rep.GapRollbackMillis))
+	return nil
+}
+
+// cutOverAgain is the one that stays: its certificate counts.
+func (d *demo) cutOverAgain(ctx context.Context) error {
+	if err := d.verify(ctx); err != nil {
+		return err
+	}
+	return d.move(ctx, append([]string{"cutover"}, d.plan()...)...)
 }
 
 // redirect comes right after the cutover: until then the hosted application refuses its clients' writes.

@@ -188,3 +188,13 @@ func Done(ctx context.Context, db querier, realm, id string) (bool, error) {
 	}
 	return true, nil
 }
+
+// Missing counts the writes of which a database has no event.
+func Missing(ctx context.Context, db querier, ids []string) (int64, error) {
+	var n int64
+	err := db.QueryRow(ctx, `SELECT count(*) FROM unnest($1::uuid[]) AS asked(id) WHERE NOT EXISTS (SELECT FROM public.events e WHERE e.id = asked.id)`, ids).Scan(&n)
+	if err != nil {
+		return 0, fmt.Errorf("look for events: %w", err)
+	}
+	return n, nil
+}

@@ -31,6 +31,7 @@ type entry struct {
 	op      Op
 	bodySum string // SHA-256 of a document's body; the body itself is not kept
 	outcome outcome
+	side    string // who acknowledged it
 }
 
 // Counts of writes. Sent = Acknowledged + Refused + Unknown.
@@ -97,7 +98,7 @@ func (l *Ledger) Acknowledged(id, group, side string) {
 	if e == nil || e.outcome != unknown {
 		return
 	}
-	e.outcome = acknowledged
+	e.outcome, e.side = acknowledged, side
 	l.counts.Unknown--
 	l.counts.Acknowledged++
 	l.counts.BySide[side]++
@@ -133,6 +134,19 @@ func (l *Ledger) Counts() Counts {
 	c := l.counts
 	c.BySide, c.ByKind = maps.Clone(c.BySide), maps.Clone(c.ByKind)
 	return c
+}
+
+// AcknowledgedBy is the ids of the writes that a side has acknowledged so far; "": either.
+func (l *Ledger) AcknowledgedBy(side string) []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var ids []string
+	for _, e := range l.order {
+		if e.outcome == acknowledged && (side == "" || e.side == side) {
+			ids = append(ids, e.op.ID)
+		}
+	}
+	return ids
 }
 
 // LongestGap is the longest time between two acknowledged writes of a group since the last ResetGaps.
