@@ -24,6 +24,9 @@ func (s *Server) adoptedSource(ctx context.Context, source tenant.DSN) (string, 
 		return "", err
 	}
 	for _, d := range list {
+		if p := requestOf(ctx).principal; p == nil || !p.sees(d.Name) { // whose clients they are, somebody else decides
+			continue
+		}
 		if d.Kind != shard.KindAdopted || d.State == shard.Deleted || d.State == shard.Purged {
 			continue
 		}

@@ -116,3 +116,28 @@ func TestPrintHidesSecrets(t *testing.T) {
 		}
 	}
 }
+
+func TestGatewaySettings(t *testing.T) {
+	t.Parallel()
+	base := []string{"DATABASE_URL=postgres://u:pw@h/d", "REHOME_SECRET=" + secret}
+	c, err := Load(Sources{Environ: environ(append(base, "REHOME_TRUSTED_PROXIES=10.1.2.3/8, ::1,::ffff:192.0.2.1", "REHOME_REDIRECT_PERMANENT_AFTER=off", "REHOME_HOLD_WAIT=3s")...)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxies, err := c.Proxies()
+	if err != nil || len(proxies) != 3 || proxies[0].String() != "10.0.0.0/8" || proxies[1].String() != "::1/128" || proxies[2].String() != "192.0.2.1/32" {
+		t.Errorf("%v, %v", proxies, err)
+	}
+	if c.RedirectPermanentAfter >= 0 || c.HoldWait.String() != "3s" || c.CloseWindow != DefaultCloseWindow {
+		t.Errorf("%+v", c)
+	}
+	var out bytes.Buffer
+	if err := c.Print(&out); err != nil || !strings.Contains(out.String(), `redirect_permanent_after = "off"`) {
+		t.Errorf("%s, %v", out.String(), err)
+	}
+	for _, bad := range []string{"REHOME_TRUSTED_PROXIES=example.com", "REHOME_TRUSTED_PROXIES=10.0.0.0/33", "REHOME_HOLD_WAIT=-1s", "REHOME_REDIRECT_PERMANENT_AFTER=soon"} {
+		if _, err := Load(Sources{Environ: environ(append(base, bad)...)}); tenant.AsError(err).Kind != tenant.KindInvalid {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
+}

@@ -90,6 +90,15 @@ func TestDryRunAndRefusals(t *testing.T) {
 			t.Errorf("%s: a refused attempt is recorded as %s", code, got)
 		}
 	}
+	// A gateway that died in silence is waited for here, and not while clients wait.
+	_, err = w.pool.Exec(ctx, "INSERT INTO rehome_control.gateways VALUES ('dead', clock_timestamp() - interval '3 s', clock_timestamp() + interval '500 ms')")
+	must(t, err)
+	began := time.Now()
+	rep, err = c.Run(ctx, w.job, w.stream, cutover.Attempt{DryRun: true})
+	must(t, err)
+	if took := time.Since(began); !hasFinding(rep.Findings, "gateway-silent") || tenant.Blocks(rep.Findings) || took < 300*time.Millisecond {
+		t.Errorf("dry run beside a dead gateway, %s: %+v", took, rep)
+	}
 	w.verified(t, false, time.Now())
 	refused("verification-not-clean")
 	w.verified(t, true, time.Now().Add(time.Second))

@@ -68,6 +68,7 @@ func (r *run) preflight(ctx context.Context) error {
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return r.checkSource(gctx, f) })
+	g.Go(func() error { return r.checkGateways(gctx, f) })
 	g.Go(func() error { return r.wayBack(f).shards(gctx) })
 	tops := make([]int64, len(r.job.Shards))
 	for i, s := range r.job.Shards {

@@ -40,6 +40,7 @@ func (r *run) preflightRollback(ctx context.Context) error {
 		f.list = append(f.list, found...)
 	}
 	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return r.checkGateways(gctx, f) })
 	if r.job.Catalogue != nil {
 		g.Go(func() error { return checkCatalogues(gctx, r.job, f) })
 	}
