@@ -61,6 +61,21 @@ func (s *Server) challengePlan(ctx context.Context, r api.ChallengeRequest) (pla
 		}
 		p, _, err := s.planMove(ctx, r.Action, rep, *r.Cutover)
 		return p, err
+	case actionComplete:
+		if r.Complete == nil {
+			return plan{}, missing("complete")
+		}
+		rep, err := s.replication(ctx, r.Complete.Replication)
+		if err != nil {
+			return plan{}, err
+		}
+		if err := fits(rep.State, api.CommandComplete); err != nil {
+			return plan{}, err
+		}
+		if !r.Complete.DropFence {
+			return plan{}, tenant.Errorf(tenant.KindInvalid, "no-code-needed", "complete without dropping the fence needs a confirmation, no code", "there is nothing to approve")
+		}
+		return planComplete(rep), nil
 	case actionRedirect:
 		if r.Redirect == nil {
 			return plan{}, missing("redirect")
@@ -74,7 +89,7 @@ func (s *Server) challengePlan(ctx context.Context, r api.ChallengeRequest) (pla
 		p, _, err := s.checkDelete(ctx, *r.Delete)
 		return p, err
 	}
-	return plan{}, tenant.Errorf(tenant.KindInvalid, "unknown-action", "use start-replication, cutover, rollback, redirect or delete-db", "there is no challenge for %q", r.Action)
+	return plan{}, tenant.Errorf(tenant.KindInvalid, "unknown-action", "use start-replication, cutover, rollback, complete, redirect or delete-db", "there is no challenge for %q", r.Action)
 }
 
 func (s *Server) challengeStart(ctx context.Context, r api.PlanRequest) (plan, error) {

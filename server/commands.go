@@ -24,7 +24,7 @@ const (
 	commandPoll = 150 * time.Millisecond
 )
 
-// askKinds are the commands that need no person's code.
+// askKinds are the commands that need no person's code, save complete that drops the fence.
 var askKinds = [...]string{api.CommandPause, api.CommandResume, api.CommandCancel, api.CommandVerify, api.CommandComplete}
 
 type askInput struct {
@@ -108,6 +108,16 @@ func (s *Server) ask(kind string) func(context.Context, *askInput) (*commandOutp
 		}
 		if err != nil {
 			return nil, err
+		}
+		if args.DropFence {
+			grant, err := s.approve(ctx, planComplete(r), body.Approval)
+			if err != nil {
+				return nil, err
+			}
+			if err := s.otp.Use(ctx, s.pool, grant); err != nil {
+				return nil, err
+			}
+			args.ApprovedBy, args.Grant = grant.ApprovedBy, grant.ID
 		}
 		return s.command(ctx, r, kind, args)
 	}

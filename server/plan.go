@@ -25,6 +25,7 @@ const (
 	actionStart    = "start-replication"
 	actionCutover  = "cutover"
 	actionRollback = "rollback"
+	actionComplete = "complete"
 	actionRedirect = "redirect"
 	actionDelete   = "delete-db"
 )
@@ -174,6 +175,21 @@ func (s *Server) moveBody(ctx context.Context, action string, r api.Replication,
 		return cutoverPlan{}, err
 	}
 	return cutoverPlan{Action: action, Source: r.From, Target: r.To, Replication: r.ID, PlacementEpoch: p.Epoch, MaxPauseMS: pause.Milliseconds(), NoWayBack: in.NoWayBack, Rehearse: in.Rehearse}, nil
+}
+
+type completePlan struct {
+	Action      string `json:"action"`
+	Source      string `json:"source"`
+	Target      string `json:"target"`
+	Replication string `json:"replication"`
+	DropFence   bool   `json:"drop_fence"`
+}
+
+// planComplete is of a completion that drops the fence: the only one after which two sides accept writes.
+func planComplete(r api.Replication) plan {
+	body := completePlan{Action: actionComplete, Source: r.From, Target: r.To, Replication: r.ID, DropFence: true}
+	text := fmt.Sprintf("Complete replication %s and let the old side, %s, accept writes again, beside %s.\nNothing keeps clients from writing to both then, and what is written to the old side stays there. There is no way back.\n", body.Replication, body.Source, body.Target)
+	return plan{action: actionComplete, database: r.Database, body: body, text: text}
 }
 
 type redirectPlan struct {

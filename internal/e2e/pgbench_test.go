@@ -144,7 +144,7 @@ func TestPgbench(t *testing.T) {
 		t.Errorf("the source still accepts writes: %v", err)
 	}
 
-	inst.must("complete", "--drop-fence", "--yes")
+	inst.mustApproved("complete", "--drop-fence", "--yes")
 	if diff := lineDiff(before, catalogueOf(t, source, src)); diff != "" {
 		t.Errorf("complete left at the source:\n%s", diff)
 	}

@@ -40,7 +40,7 @@
 //	GET    /v1/replications/{id}/throttle                ThrottleStatus
 //	PATCH  /v1/replications/{id}/throttle                ThrottleUpdate -> ThrottleStatus
 //	GET    /v1/replications/{id}/events                  server-sent events: Event; Last-Event-ID resumes
-//	POST   /v1/replications/{id}/pause|resume|cancel|complete   CommandRequest -> 202 Command
+//	POST   /v1/replications/{id}/pause|resume|cancel|complete   CommandRequest -> 202 Command       (complete with drop_fence: challenge)
 //	POST   /v1/replications/{id}/verify                  CommandRequest -> 202 Command
 //	GET    /v1/replications/{id}/verifications/{vid}     tenant.Verification   ({vid} may be "latest")
 //	POST   /v1/replications/{id}/cutover                 CutoverRequest -> 202 Command             (challenge, unless dry_run)
@@ -210,10 +210,11 @@ type Approval struct {
 // ChallengeRequest asks for a code. Exactly the member that belongs to the action is set; the server derives the plan
 // from it, and the action itself must then be requested with the same member.
 type ChallengeRequest struct {
-	Action   string        `json:"action" enum:"start-replication,cutover,rollback,redirect,delete-db"`
+	Action   string        `json:"action" enum:"start-replication,cutover,rollback,complete,redirect,delete-db"`
 	Channel  string        `json:"channel,omitempty" enum:"email,totp" doc:"default email"`
 	Start    *PlanRequest  `json:"start,omitempty"`
 	Cutover  *CutoverPlan  `json:"cutover,omitempty"` // also for rollback
+	Complete *CompletePlan `json:"complete,omitempty"`
 	Redirect *RedirectPlan `json:"redirect,omitempty"`
 	Delete   *DeletePlan   `json:"delete,omitempty"`
 }
@@ -324,8 +325,16 @@ type CommandRequest struct {
 	VerifyRequest
 
 	Reason          string `json:"reason,omitempty"`
-	DropFence       bool   `json:"drop_fence,omitempty" doc:"complete: also let the old side accept writes again"`
+	DropFence       bool   `json:"drop_fence,omitempty" doc:"complete: also let the old side accept writes again (takes a challenge)"`
 	SourceDestroyed bool   `json:"source_destroyed,omitempty" doc:"complete: the old side is gone for good; where a cutover or rollback is in doubt the new side is opened, and what it had not received is lost"`
+
+	Approval Approval `json:"approval,omitzero"` // of complete with drop_fence
+}
+
+// CompletePlan is what the code of a completion that drops the fence is bound to.
+type CompletePlan struct {
+	Replication string `json:"replication"`
+	DropFence   bool   `json:"drop_fence"`
 }
 
 // CutoverPlan is what the code of a cutover or rollback is bound to.

@@ -185,6 +185,7 @@ type askOptions struct {
 	request api.CommandRequest
 	force   []string
 	yes     bool
+	otp     otpOptions
 }
 
 func newAskCommand(a *App, v verb) *cobra.Command {
@@ -230,7 +231,8 @@ func newCompleteCommand(a *App) *cobra.Command {
 	}
 	o.flags(cmd.Flags())
 	cmd.Flags().StringSliceVar(&o.force, "force", nil, "go on in spite of: "+forceSourceDestroyed)
-	cmd.Flags().BoolVar(&o.request.DropFence, "drop-fence", false, "also let the old side accept writes again")
+	cmd.Flags().BoolVar(&o.request.DropFence, "drop-fence", false, "also let the old side accept writes again (code needed)")
+	o.otp.flags(cmd.Flags())
 	cmd.Flags().BoolVarP(&o.yes, "yes", "y", false, "do not ask")
 	return cmd
 }
@@ -248,8 +250,18 @@ func runAsk(ctx context.Context, a *App, o askOptions) error {
 			return err
 		}
 	}
-	cmd, err := t.Ask(ctx, r.ID, o.verb.path, o.request)
-	if err != nil {
+	var cmd api.Command
+	ask := func(ctx context.Context, approval api.Approval) (err error) {
+		o.request.Approval = approval
+		cmd, err = t.Ask(ctx, r.ID, o.verb.path, o.request)
+		return err
+	}
+	if o.request.DropFence {
+		requested, err := a.approve(ctx, t, o.otp, api.ChallengeRequest{Action: "complete", Complete: &api.CompletePlan{Replication: r.ID, DropFence: true}}, ask)
+		if err != nil || requested {
+			return err
+		}
+	} else if err := ask(ctx, api.Approval{}); err != nil {
 		return err
 	}
 	if cmd, err = a.waitCommand(ctx, t, cmd, r.ID); err != nil {
