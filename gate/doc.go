@@ -8,12 +8,15 @@
 //
 //	source: (e, source) ──CAS, fence, COMMIT──▶ (e+1, target)          the decision
 //	        (e, source) ──RESOLVE────────────▶ (e+2, source)           the attempt of e is aborted for ever
+//	        (e, target) ──CAS, fence off, COMMIT──▶ (e+1, source)      the decision of a rollback
+//	        (e, target) ──RESOLVE────────────▶ (e+2, target)           the rollback of e is aborted for ever
 //	shard:  (0, closed) ──FOLLOW, E > epoch──▶ (E, target) open, or (E, source) closed
+//	        (e, target) ──a rollback's fence─▶ (e+1, closed)           before its decision; RESOLVE and FOLLOW open it again
 //
 // # Invariants
 //
 //   - At no instant do both sides accept writes: a shard opens only after the source's COMMIT is known, and a stale
-//     "open" cannot arrive, because a shard's epoch only rises.
+//     "open" cannot arrive, because a shard's epoch only rises. The source opens only when all shards were closed.
 //   - The outcome of an attempt is never read by SELECT alone: a late COMMIT can follow it. Resolve compares and sets
 //     the same row, so it waits for, or ends, whoever holds it.
 //   - A coordinator that vanishes leaves the source open: everything before the decision is one open transaction, which
