@@ -23,7 +23,9 @@ func stages(d Direction) []stage {
 		return []stage{
 			before(StepIntent), before(StepWayBack), before(StepPrelock), before(StepHold), before(StepFence), before(StepMarker), before(StepDrain),
 			before(StepSequences), before(StepTail), committing, committed, after(StepDecided),
-			{name: StepFollowOne, canGo: true, bare: true}, after(StepFollowed), {name: StepFinished, canStay: true, canGo: true},
+			{name: StepFollowOne, canGo: true, bare: true},
+			after(StepFollowed),
+			{name: StepFinished, canStay: true, canGo: true},
 		}
 	case DirectionRehearsal: // its COMMIT is never sent
 		return []stage{
@@ -32,8 +34,11 @@ func stages(d Direction) []stage {
 		}
 	case DirectionRollback:
 		return []stage{
-			before(StepIntent), before(StepPrelock), before(StepHold), before(StepLock), {name: StepFenceOne, canStay: true, bare: true}, before(StepFence),
-			before(StepMarker), before(StepDrain), before(StepTake), before(StepSequences), committing, committed, after(StepDecided), {name: StepFinished, canStay: true, canGo: true},
+			before(StepIntent), before(StepPrelock), before(StepHold), before(StepLock),
+			{name: StepFenceOne, canStay: true, bare: true},
+			before(StepFence),
+			before(StepMarker), before(StepDrain), before(StepTake), before(StepSequences), committing, committed, after(StepDecided),
+			{name: StepFinished, canStay: true, canGo: true},
 		}
 	}
 	return nil
