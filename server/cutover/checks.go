@@ -43,6 +43,12 @@ func (r *run) checkSource(ctx context.Context, f *findings) error {
 	if n := len(r.job.catalogueSequences()); n > 0 {
 		f.add(tenant.Notice, "sequences", "source", "", "%d sequences are frozen at the source and set ahead at the shards", n)
 	}
+	if permitted, err := gate.PermitsDDLFence(ctx, conn); err != nil {
+		return err
+	} else if !permitted {
+		f.add(tenant.Notice, "schema-not-fenced", "source", "change nothing there after the cutover; GRANT our role what makes event triggers (a superuser, or the server's administrator) to have it refused",
+			"our role may not make event triggers: after the cutover the owner of the tables can still change their schema or drop the fence; that is noticed within seconds, and the fence is put back")
+	}
 	if err := r.checkTables(ctx, conn, f); err != nil {
 		return err
 	}

@@ -30,7 +30,7 @@ import (
 var source, own *pgcluster.Cluster
 
 func TestMain(m *testing.M) {
-	opts := pgcluster.Options{Settings: map[string]string{"max_connections": "300"}}
+	opts := pgcluster.Options{Settings: map[string]string{"max_connections": "300", "max_prepared_transactions": "10"}}
 	var err error
 	if own, err = pgcluster.Start(context.Background(), opts); err != nil {
 		fmt.Fprintln(os.Stderr, err)

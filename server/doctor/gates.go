@@ -28,14 +28,14 @@ func (d *Doctor) checkGates(r *replication, src *sourceView, shards []*shardView
 	var at *gate.State
 	if src != nil {
 		at = src.gate
-		checkSourceGate(r, src, f)
+		d.checkSourceGate(r, src, f)
 	}
 	for _, v := range shards {
 		d.checkShardGate(r, at, v, f, follow)
 	}
 }
 
-func checkSourceGate(r *replication, src *sourceView, f *findings) {
+func (d *Doctor) checkSourceGate(r *replication, src *sourceView, f *findings) {
 	if src.gate == nil {
 		f.add(tenant.Blocking, "gate-missing", r.name(), "find out who dropped schema rehome there; before a cutover: cancel the replication and start it again; after one, fence the old side by other means at once",
 			"the source has no gate although the replication is %s: nothing there says who may write", r.state.Phase).mayPass()
@@ -49,10 +49,8 @@ func checkSourceGate(r *replication, src *sourceView, f *findings) {
 	for _, t := range src.tables {
 		switch {
 		case toTarget && t.Owned && !t.Closed():
-			name := t.Name.Quoted()
-			f.add(tenant.Blocking, "source-fence-open", t.Name.String(), "at the source: CREATE TRIGGER "+gate.TriggerName+" BEFORE INSERT OR UPDATE OR DELETE OR TRUNCATE ON "+name+
-				" FOR EACH STATEMENT EXECUTE FUNCTION rehome.fence() (if it is missing); ALTER TABLE "+name+" ENABLE ALWAYS TRIGGER "+gate.TriggerName+"; then look for rows written there since the cutover",
-				"the data of %s has moved, but the old side accepts writes to this table: its fence is missing or disabled", r.name()).mayPass()
+			f.add(tenant.Blocking, "source-fence-open", t.Name.String(), fixIt+" puts it back; then look for rows written there since the cutover",
+				"the data of %s has moved, but the old side accepts writes to this table: its fence is missing or disabled", r.name()).mayPass().fix(func(ctx context.Context) error { return d.refence(ctx, r) })
 		case !toTarget && !t.Open():
 			f.add(tenant.Blocking, "source-fence-closed", t.Name.String(), "if no other move fenced it, at the source: ALTER TABLE "+t.Name.Quoted()+" DISABLE TRIGGER "+gate.TriggerName,
 				"the gate at the source of %s says that it may write, but this table is fenced", r.name()).mayPass()
@@ -102,6 +100,16 @@ func (d *Doctor) checkShardGate(r *replication, source *gate.State, v *shardView
 			_, err := gate.FenceShardTables(ctx, conn)
 			return err
 		})
+	})
+}
+
+// refence puts the fence at the source back. It does nothing unless the gate says that the data has moved.
+func (d *Doctor) refence(ctx context.Context, r *replication) error {
+	return visit(ctx, gate.SourceSession, r.source, func(ctx context.Context, conn *pgx.Conn) error {
+		if err := gate.SetPass(ctx, conn, d.pass(r.database)); err != nil {
+			return err
+		}
+		return gate.Refence(ctx, conn)
 	})
 }
 

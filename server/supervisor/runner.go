@@ -68,6 +68,7 @@ func (r *runner) run(ctx context.Context) (err error) {
 	g.Go(func() error { return r.s.keepLease(ctx, r.id, r.epoch) })
 	g.Go(func() error { return r.report(ctx) })
 	g.Go(func() error { return r.keepVerified(ctx) })
+	g.Go(func() error { return r.keepFence(ctx) })
 	g.Go(func() error {
 		defer r.stopEngine()
 		if err := r.recover(ctx); err != nil {
