@@ -70,6 +70,12 @@ fmt: ## Format all Go files
 demo: setup build ## The whole journey on this machine, in temporary clusters, under load
 	bin/rehome demo $(ARGS)
 
+.PHONY: pause
+pause: setup ## Measure the pause of a cutover by 20 rehearsals, with the source on the same machine and 10 ms away
+	REHOME_PAUSE_RUNS=20 go test -count=1 -v -run '^TestPause$$' ./internal/e2e
+	REHOME_PAUSE_RUNS=20 REHOME_PAUSE_RTT_MS=10 go test -count=1 -v -run '^TestPause$$' ./internal/e2e
+	REHOME_STARVE_SECONDS=10 go test -count=1 -v -run '^TestWritersAreNotStarved$$' ./gate
+
 .PHONY: pgbench
 pgbench: setup ## Move pgbench's database (scale 20) to 3 shards while 8 clients write at full speed
 	REHOME_PGBENCH_SCALE=20 REHOME_PGBENCH_SECONDS=600 go test -count=1 -v -timeout 20m -run '^TestPgbench$$' ./internal/e2e

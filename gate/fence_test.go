@@ -29,12 +29,48 @@ var writes = map[string]string{
 	"leaf truncate":    "TRUNCATE app.events_2025",
 	"writable cte":     "WITH w AS (DELETE FROM accounts RETURNING 1) SELECT count(*) FROM w",
 	"do block":         "DO $$ BEGIN DELETE FROM accounts; END $$",
+	"partition key":    "UPDATE app.events SET at = at + 365",
+	"view":             "INSERT INTO accounts_view VALUES (2000, 'r', 0)",
+	"view update":      "UPDATE accounts_view SET balance = 3 WHERE id = 2",
+	"view trigger":     "DELETE FROM odd_view",
+	"function":         "SELECT spend(1)",
+	"secure function":  "SELECT spend_as_owner(1)",
+	"procedure":        "CALL pay(1)",
+	"inheritance":      "UPDATE animals SET id = id",
+	"inherited child":  "INSERT INTO cats VALUES (9)",
+	"child only":       "UPDATE ONLY cats SET id = id",
+	"rule":             "INSERT INTO by_rule VALUES (3000)",
+	"foreign key":      "DELETE FROM parents",
+	"prepared":         "PREPARE w AS DELETE FROM accounts; EXECUTE w",
+	"trigger's write":  "INSERT INTO logged VALUES (1)",
+	"copy":             "COPY accounts FROM PROGRAM 'true'",
+	"many truncated":   "TRUNCATE cats, accounts CASCADE",
 	"deferred replica": "SET LOCAL session_replication_role = origin; DELETE FROM accounts",
 }
+
+// waysSQL is what writes may go through.
+const waysSQL = `
+CREATE VIEW accounts_view AS SELECT * FROM accounts;
+CREATE VIEW odd_view AS SELECT id FROM accounts WHERE id < 10 LIMIT 5;
+CREATE FUNCTION odd_delete() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN DELETE FROM accounts WHERE id = OLD.id; RETURN OLD; END';
+CREATE TRIGGER odd_delete INSTEAD OF DELETE ON odd_view FOR EACH ROW EXECUTE FUNCTION odd_delete();
+CREATE FUNCTION spend(i int) RETURNS void LANGUAGE sql AS 'UPDATE accounts SET balance = balance - 1 WHERE id = i';
+CREATE FUNCTION spend_as_owner(i int) RETURNS void LANGUAGE sql SECURITY DEFINER AS 'UPDATE accounts SET balance = balance - 1 WHERE id = i';
+CREATE PROCEDURE pay(i int) LANGUAGE plpgsql AS 'BEGIN COMMIT; UPDATE accounts SET balance = balance + 1 WHERE id = i; END';
+CREATE TABLE animals (id int); CREATE TABLE cats () INHERITS (animals);
+INSERT INTO cats VALUES (1);
+CREATE VIEW by_rule AS SELECT id FROM accounts;
+CREATE RULE by_rule AS ON INSERT TO by_rule DO INSTEAD INSERT INTO accounts VALUES (NEW.id, 'r', 0);
+CREATE TABLE parents (id int PRIMARY KEY); CREATE TABLE children (id int REFERENCES parents ON DELETE CASCADE);
+INSERT INTO parents VALUES (1); INSERT INTO children VALUES (1);
+CREATE UNLOGGED TABLE logged (id int);
+`
 
 func TestFenceRefusesEveryWrite(t *testing.T) {
 	t.Parallel()
 	s := setup(t, schemaSQL)
+	exec(t, s.conn, waysSQL)
+	exec(t, s.conn, "GRANT ALL ON ALL TABLES IN SCHEMA public TO PUBLIC")
 	must(t, gate.InstallSource(t.Context(), s.conn, pass))
 
 	// A transaction with an old snapshot is refused as well.
@@ -52,8 +88,11 @@ func TestFenceRefusesEveryWrite(t *testing.T) {
 	sessions := map[string]*pgx.Conn{"owner": connect(t, s.owner), "client": connect(t, s.client), "superuser": root, "replica": replica}
 	for who, conn := range sessions {
 		for what, sql := range writes {
-			if who != "superuser" && what == "deferred replica" {
-				continue
+			if who != "superuser" && (what == "deferred replica" || what == "copy") {
+				continue // not permitted
+			}
+			if who == "replica" && what == "view trigger" {
+				continue // it does not fire, so nothing is written
 			}
 			_, err := conn.PgConn().Exec(t.Context(), sql).ReadAll()
 			pe, ok := errors.AsType[*pgconn.PgError](err)
@@ -73,6 +112,15 @@ func TestFenceRefusesEveryWrite(t *testing.T) {
 		if n != 100 {
 			t.Errorf("%d accounts are left", n)
 		}
+	}
+
+	// What only reads goes on, row locks included.
+	for _, sql := range []string{
+		"SELECT * FROM accounts FOR UPDATE", "SELECT * FROM accounts_view FOR SHARE", "BEGIN; LOCK TABLE accounts IN ACCESS EXCLUSIVE MODE; COMMIT",
+		"DECLARE c CURSOR WITH HOLD FOR SELECT * FROM accounts; FETCH c; CLOSE c", "COPY accounts TO STDOUT", "EXPLAIN DELETE FROM accounts", "ANALYZE accounts",
+		"CREATE TEMP TABLE scratch AS SELECT * FROM accounts; DELETE FROM scratch; DROP TABLE scratch",
+	} {
+		exec(t, connect(t, s.owner), sql)
 	}
 
 	// The applier passes; a wrong pass does not.

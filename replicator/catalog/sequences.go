@@ -143,7 +143,7 @@ func SetSequences(ctx context.Context, conn *pgx.Conn, values []tenant.SequenceV
 	}
 
 	out := make([]tenant.SequenceSet, 0, len(values))
-	batch := &pgx.Batch{}
+	var script strings.Builder // one round trip, nothing to be prepared: writers wait
 	for i, v := range values {
 		next, increment, err := NextValue(v, ordinal, step)
 		if err != nil {
@@ -155,13 +155,13 @@ func SetSequences(ctx context.Context, conn *pgx.Conn, values []tenant.SequenceV
 				continue
 			}
 		} else {
-			batch.Queue(fmt.Sprintf("ALTER SEQUENCE %s INCREMENT BY %d", v.Name.Quoted(), increment))
+			fmt.Fprintf(&script, "ALTER SEQUENCE %s INCREMENT BY %d;\n", v.Name.Quoted(), increment)
 		}
-		batch.Queue(fmt.Sprintf("SELECT setval(%s::regclass, %d, false)", tenant.QuoteLiteral(v.Name.Quoted()), next))
+		fmt.Fprintf(&script, "SELECT setval(%s::regclass, %d, false);\n", tenant.QuoteLiteral(v.Name.Quoted()), next)
 		out = append(out, tenant.SequenceSet{Name: v.Name.String(), Value: next})
 	}
-	if batch.Len() > 0 {
-		if err := tx.SendBatch(ctx, batch).Close(); err != nil {
+	if script.Len() > 0 {
+		if _, err := tx.Exec(ctx, script.String(), pgx.QueryExecModeSimpleProtocol); err != nil {
 			return nil, fmt.Errorf("set sequences: %w", err)
 		}
 	}
