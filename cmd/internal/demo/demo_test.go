@@ -66,7 +66,7 @@ func TestDemo(t *testing.T) {
 			if code != 0 || !rep.OK || rep.Failed != nil {
 				t.Fatalf("exit code %d, failed: %+v\n%s", code, rep.Failed, stderr)
 			}
-			if bad := failedChecks(rep); len(bad) > 0 || len(rep.Checks) < 29 {
+			if bad := failedChecks(rep); len(bad) > 0 || len(rep.Checks) < 30 {
 				t.Errorf("of %d checks these do not hold: %v", len(rep.Checks), bad)
 			}
 			for _, c := range rep.Checks {

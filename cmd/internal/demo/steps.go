@@ -316,6 +316,16 @@ func (d *demo) deleteOld(ctx context.Context) error {
 	if err := writeFile(d.own.dir, certificateFile, r.stdout); err != nil {
 		return err
 	}
+	key, err := ask[struct {
+		Fingerprint string `json:"fingerprint"`
+	}](ctx, d.own, "certificate", "key")
+	if err != nil {
+		return err
+	}
+	if _, err := d.do(ctx, how{in: d.own}, "certificate", "verify", certificateFile, "--key", key.Fingerprint); err != nil {
+		return err
+	}
+	d.checks = append(d.checks, Check{Name: "certificate-verifies", OK: true, Figure: 1, Unit: "certificates", Detail: "rehome certificate verify, by the key " + key.Fingerprint + ", asking nobody"})
 	del := []string{"delete-db", d.oldURL()}
 	if _, err := d.do(ctx, how{in: d.own, want: []int{exitRefused}}, append(slices.Clone(del), "--request-otp")...); err != nil {
 		return fmt.Errorf("without a certificate it must be refused: %w", err)
