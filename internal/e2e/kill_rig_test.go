@@ -123,10 +123,9 @@ func (r *killRig) must(err error) {
 	}
 }
 
-// newWorld makes a database with a replication and waits until it may be cut over. The former one is left as it is.
+// newWorld makes a database with a replication and waits until it may be cut over.
 func (r *killRig) newWorld() {
 	r.t.Helper()
-	r.endWorld()
 	ctx := r.t.Context()
 	r.worlds++
 	w := &killWorld{id: "t" + strings.ToLower(rand.Text()[:11]), name: fmt.Sprint("acme", r.worlds)}
@@ -162,17 +161,6 @@ func (r *killRig) newWorld() {
 		w.stop = func() {}
 	}
 	r.t.Cleanup(func() { w.stop() })
-}
-
-// endWorld lets a world alone: nothing writes there any more, and its replication is over.
-func (r *killRig) endWorld() {
-	if r.world == nil {
-		return
-	}
-	r.world.stop()
-	id := r.ask(api.CommandComplete, api.CommandArgs{})
-	r.answered(id)
-	r.world = nil
 }
 
 // through is a database as a relay reaches it.

@@ -341,9 +341,6 @@ func (r *killRig) agree(outcome string) error {
 func (r *killRig) ready(direction string) {
 	r.t.Helper()
 	from := direction == api.CommandRollback
-	if r.world != nil && r.world.target != from && !killRollbacks {
-		r.newWorld()
-	}
 	if r.world == nil {
 		r.newWorld()
 	}

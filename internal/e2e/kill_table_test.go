@@ -18,9 +18,6 @@ import (
 	"github.com/rehomedb/rehome/server/cutover"
 )
 
-// killRollbacks says whether a cutover can be taken back.
-const killRollbacks = false
-
 // killRows is the whole table. What kills a coordinator comes with one rival and with two; of the rest, which restarts a
 // Postgres, every other row has two.
 func killRows() []killRow {
@@ -50,12 +47,10 @@ func killRows() []killRow {
 	// The decision, and a shard that opens after it.
 	commits(api.CommandCutover, "commit", torture.AtSource, "rehome gate fence", "", [5]string{"source", "target", "source", "target", "target"})
 	commits(api.CommandCutover, "a shard's commit", "s1", "rehome gate shard", cutover.StepCommitting, [5]string{"target", "target", "target", "target", "target"})
-	if killRollbacks {
-		add(api.CommandRollback, cutover.RollbackSteps)
-		commits(api.CommandRollback, "commit", torture.AtSource, "rehome gate fence", "", [5]string{"target", "source", "target", "source", "source"})
-		// A shard that closes before the decision: until that, the target has the authority.
-		commits(api.CommandRollback, "a shard's commit", "s1", "rehome gate fence", "", [5]string{"target", "target", "target", "target", "target"})
-	}
+	add(api.CommandRollback, cutover.RollbackSteps)
+	commits(api.CommandRollback, "commit", torture.AtSource, "rehome gate fence", "", [5]string{"target", "source", "target", "source", "source"})
+	// A shard that closes before the decision: until that, the target has the authority.
+	commits(api.CommandRollback, "a shard's commit", "s1", "rehome gate fence", "", [5]string{"target", "target", "target", "target", "target"})
 	return rows
 }
 
