@@ -337,7 +337,7 @@ func (r *killRig) agree(outcome string) error {
 }
 
 // ready brings the world to where an attempt of a direction begins: the other side writes, it is verified, and close
-// behind. Without a world, or one that has gone where it cannot come back from, there is a new one.
+// behind. Without a world there is a new one.
 func (r *killRig) ready(direction string) {
 	r.t.Helper()
 	from := direction == api.CommandRollback
@@ -383,7 +383,8 @@ func (r *killRig) verified() {
 	var fresh bool
 	r.db("the last verification", func(ctx context.Context) error {
 		return r.pool.QueryRow(ctx, `SELECT EXISTS (SELECT FROM rehome_control.verifications v WHERE v.replication = $1 AND v.clean AND v.started_at > now() - interval '5 minutes'
-			AND v.started_at > coalesce((SELECT max(finished_at) FROM rehome_control.cutovers c WHERE c.replication = $1), '-infinity'))`, r.world.id).Scan(&fresh)
+			AND v.started_at > coalesce((SELECT max(finished_at) FROM rehome_control.cutovers c
+				WHERE c.replication = $1 AND (c.direction, c.outcome) IN (('cutover', 'target'), ('rollback', 'source'))), '-infinity'))`, r.world.id).Scan(&fresh)
 	})
 	if fresh {
 		return

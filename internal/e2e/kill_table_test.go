@@ -56,7 +56,8 @@ func killRows() []killRow {
 
 // TestKillTable kills coordinator, source, shard and control database at every step, with rivals, and is late with
 // COMMITs; the witness says what became of it. REHOME_KILL_TABLE names the file for the table of all rows; otherwise a
-// few are drawn, one of each victim.
+// few are drawn, one of each victim. With REHOME_KILL_SECONDS no further row begins after that time, and those that were
+// played are any of all.
 func TestKillTable(t *testing.T) {
 	t.Parallel()
 	rows := killRows()
@@ -68,6 +69,7 @@ func TestKillTable(t *testing.T) {
 	} else if file == "" {
 		rows, lanes = sample(rows), 1
 	}
+	limit := time.Duration(envInt(t, "REHOME_KILL_SECONDS", 0)) * time.Second
 	began := time.Now()
 	queue := newKillQueue(rows)
 	var mu sync.Mutex
@@ -80,6 +82,9 @@ func TestKillTable(t *testing.T) {
 				for {
 					row, ok := queue.next(r.world != nil && r.world.target)
 					if !ok {
+						break
+					}
+					if limit > 0 && time.Since(began) > limit {
 						break
 					}
 					res := r.play(row)
@@ -95,13 +100,13 @@ func TestKillTable(t *testing.T) {
 			})
 		}
 	})
-	if len(results) < len(rows) {
+	if len(results) < len(rows) && limit == 0 {
 		t.Errorf("%d of %d rows were played", len(results), len(rows))
 	}
 	table := killTable(results)
 	t.Log("\n" + table)
 	if file != "" && !t.Failed() {
-		if err := os.WriteFile(file, []byte(killHead(len(results), time.Since(began))+table), 0o600); err != nil {
+		if err := os.WriteFile(file, []byte(killHead(len(results), len(rows), time.Since(began))+table), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -157,11 +162,11 @@ func (q *killQueue) next(target bool) (killRow, bool) {
 	return killRow{}, false
 }
 
-func killHead(rows int, took time.Duration) string {
+func killHead(played, rows int, took time.Duration) string {
 	commit, _ := exec.Command("git", "describe", "--always", "--dirty").Output()
 	return fmt.Sprintf(`# What was killed at every step
 
-Written by `+"`make kill-table`"+`: %d rows in %s, %s, %s, rehome %s.
+Written by `+"`make kill-table`"+`: %d of %d rows in %s, %s, %s, rehome %s.
 
 Three servers in processes of their own, a source, two shards and a control database; clients write to the source and to each shard all the time. After each row: no two sides
 ever accepted writes at one time, every acknowledged write is there once, and the open side is the recorded one.
@@ -174,7 +179,7 @@ ever accepted writes at one time, every acknowledged write is there once, and th
   by then.
 - *silent*: the process is stopped with its sockets open (SIGSTOP), and wakes up after the resolution.
 
-`, rows, took.Round(time.Second), postgresVersion(), runtime.Version(), strings.TrimSpace(string(commit)))
+`, played, rows, took.Round(time.Second), postgresVersion(), runtime.Version(), strings.TrimSpace(string(commit)))
 }
 
 func postgresVersion() string {
