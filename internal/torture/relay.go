@@ -30,7 +30,7 @@ type Relay struct {
 // Mishap is what happens to one message, once.
 type Mishap struct {
 	App  string // the session's application_name begins with it
-	Text string // a simple query that ends with it, in whatever case
+	Text string // a simple query of which it is one statement, in lower case
 	Do   Trick
 
 	hit, release chan struct{}
@@ -243,9 +243,19 @@ func (r *Relay) fits(kind byte, begin []byte, app string) *Mishap {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	m := r.rule
-	if m == nil || kind != 'Q' || !strings.HasPrefix(app, m.App) || !strings.HasSuffix(strings.ToLower(strings.TrimRight(string(begin), "; \x00")), strings.ToLower(m.Text)) {
+	if m == nil || kind != 'Q' || !strings.HasPrefix(app, m.App) || !hasStatement(string(begin), m.Text) {
 		return nil
 	}
 	r.rule = nil
 	return m
+}
+
+// hasStatement reports whether a query has a statement. Its quoting is not understood; the short ones looked for need none.
+func hasStatement(query, statement string) bool {
+	for s := range strings.SplitSeq(strings.TrimRight(query, "\x00"), ";") {
+		if strings.EqualFold(strings.TrimSpace(s), statement) {
+			return true
+		}
+	}
+	return false
 }

@@ -41,7 +41,7 @@ func TestRelay(t *testing.T) {
 			return err
 		})
 	}
-	late := &Mishap{App: "one", Text: "COMMIT", Do: Late}
+	late := &Mishap{App: "one", Text: "commit", Do: Late}
 	r.Set(late)
 	if err := commit(session("other"), 1); err != nil || !there(1) {
 		t.Fatalf("another session: %v", err)
