@@ -91,8 +91,9 @@ type Back struct {
 	wanted    int                // Prepare and Discard that wait for busy
 	interrupt context.CancelFunc // ends the session of Run
 	state     tenant.WayBackState
-	looked    bool    // it is known whether there is one
-	problem   problem // of all of it
+	looked    bool      // it is known whether there is one
+	problem   problem   // of all of it
+	failing   time.Time // since when all of it does; zero: it does not
 }
 
 // problem is why something does not work, and what to do.
@@ -326,7 +327,7 @@ func (b *Back) Progress() tenant.WayBack {
 func (b *Back) setState(s tenant.WayBackState) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.state, b.looked, b.problem = s, true, problem{}
+	b.state, b.looked, b.problem, b.failing = s, true, problem{}, time.Time{}
 }
 
 // Looked reports whether it has been looked for a way back: until then there may be one though Progress says none.
@@ -341,8 +342,15 @@ func (b *Back) setProblem(err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.problem = problem{reason, remedy}
-	if b.state == tenant.WayBackNone || b.state == tenant.WayBackRunning {
+	again := !b.failing.IsZero()
+	if !again {
+		b.failing = time.Now()
+	}
+	if b.state == tenant.WayBackNone || b.state == tenant.WayBackRunning || (again && b.state == tenant.WayBackPreparing) {
 		b.state = tenant.WayBackBroken // whether there is one is not known, and that it runs neither
+		if IsRetryable(err) && time.Since(b.failing) < backGrace {
+			b.state = tenant.WayBackPreparing // as when the source restarts: it passes by itself
+		}
 	}
 }
 
