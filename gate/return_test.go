@@ -173,6 +173,7 @@ func TestLateFenceRacesFollow(t *testing.T) {
 	ctx := t.Context()
 	shard := openShard(t)
 	firsts := map[bool]int{}
+	followers, writer := []*pgx.Conn{connect(t, shard.owner), connect(t, shard.owner)}, connect(t, shard.client)
 	for round := range 30 {
 		e := int64(2 + 2*round)
 		f := shardFence(t, shard, "back", e)
@@ -193,18 +194,17 @@ func TestLateFenceRacesFollow(t *testing.T) {
 			f.Rollback(ctx)
 			return nil
 		})
-		for range 2 {
-			conn := connect(t, shard.owner)
+		for i := range followers {
 			g.Go(func() error {
 				spin()
-				_, err := gate.Follow(ctx, conn, gate.State{Epoch: e + 2, Side: gate.SideTarget, Attempt: "att1"})
+				_, err := gate.Follow(ctx, followers[i], gate.State{Epoch: e + 2, Side: gate.SideTarget, Attempt: "att1"})
 				return err
 			})
 		}
 		must(t, g.Wait())
 		s, err := gate.ReadGate(ctx, shard.conn)
 		must(t, err)
-		if s.Epoch != e+2 || s.Side != gate.SideTarget || !accepts(t, connect(t, shard.client)) {
+		if s.Epoch != e+2 || s.Side != gate.SideTarget || !accepts(t, writer) {
 			t.Fatalf("round %d: the shard's gate says %+v (fence: %v)", round, s, fenced)
 		}
 		firsts[fenced == nil]++
@@ -269,11 +269,12 @@ func TestLateReturnRacesResolve(t *testing.T) {
 			t.Fatalf("round %d: resolved %+v, the gate says %+v", round, resolved, final)
 		}
 		outcomes[final.Side]++
+		r.Close(ctx)
 		if final.Side == gate.SideSource {
 			if final.Epoch != e+1 || final.Attempt != "back" {
 				t.Fatalf("round %d: %+v", round, final)
 			}
-			cutOver(t, src, e+1)
+			exec(t, src.conn, "BEGIN; ALTER TABLE accounts ENABLE ALWAYS TRIGGER rehome_fence; UPDATE rehome.gate SET epoch = epoch + 1, side = 'target'; COMMIT")
 			e += 2
 			continue
 		}
