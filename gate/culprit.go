@@ -86,7 +86,7 @@ func SessionsBlockers(ctx context.Context, q Querier, application string) ([]Cul
 	}
 	var out []Culprit
 	for _, pid := range pids {
-		found, err := Blockers(ctx, q, uint32(pid)) //nolint:gosec // a process id
+		found, err := Blockers(ctx, q, uint32(pid))
 		if err != nil {
 			return nil, err
 		}

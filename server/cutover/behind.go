@@ -163,8 +163,7 @@ func (r *run) drain(bound, cut context.Context) (err error) {
 	defer stop()
 	r.rec.MarkerLSN, r.rec.Shards, err = r.stream.WaitMarker(bound, r.at.ID)
 	if err != nil {
-		var b *behindError
-		if errors.As(context.Cause(bound), &b) { // it is why nobody waited
+		if b, ok := errors.AsType[*behindError](context.Cause(bound)); ok { // it is why nobody waited
 			return b.err
 		}
 		return err

@@ -158,7 +158,7 @@ func processes(t *testing.T, c *pgcluster.Cluster) []int {
 	out := []int{main}
 	raw, err = os.ReadFile("/proc/" + first + "/task/" + first + "/children")
 	must(t, err)
-	for _, f := range strings.Fields(string(raw)) {
+	for f := range strings.FieldsSeq(string(raw)) {
 		pid, err := strconv.Atoi(f)
 		must(t, err)
 		out = append(out, pid)

@@ -247,8 +247,10 @@ func (f *contract) command(w http.ResponseWriter, r *http.Request) {
 		case q.Rehearse:
 			rep.Outcome = "rehearsed"
 			rep.Steps = []tenant.StepTime{
-				{Step: "prelock", Millis: 210}, {Step: "fence", Millis: 8, AtMillis: 210, Pause: true},
-				{Step: "drain", Millis: 24, AtMillis: 218, Pause: true}, {Step: "sequences", Millis: 0.1, AtMillis: 242, Pause: true},
+				{Step: "prelock", Millis: 210},
+				{Step: "fence", Millis: 8, AtMillis: 210, Pause: true},
+				{Step: "drain", Millis: 24, AtMillis: 218, Pause: true},
+				{Step: "sequences", Millis: 0.1, AtMillis: 242, Pause: true},
 			}
 		}
 		c.Result = raw(rep)
