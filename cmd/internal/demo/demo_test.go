@@ -103,7 +103,8 @@ func TestDemoNoticesFaults(t *testing.T) {
 			execute(ctx, d.shards[0].DSN(database).Reveal(), `DELETE FROM events WHERE id = (SELECT id FROM ledger.transfers WHERE tags = '{writer}' ORDER BY id LIMIT 1)`),
 			execute(ctx, d.shards[0].DSN(database).Reveal(), `UPDATE ledger.accounts SET balance = balance + 1 WHERE realm_id = 'rlm-0001' AND id = 1`),
 			execute(ctx, d.source.DSN(database).Reveal(), `CREATE PUBLICATION rehome_left`),
-			execute(ctx, d.source.DSN(database).Reveal(), `ALTER TABLE public.plans DISABLE TRIGGER ALL`),
+			// The fence watches over its own triggers: who wants to take one away has to take away the watch first.
+			execute(ctx, d.source.DSN(database).Reveal(), `ALTER EVENT TRIGGER rehome_fence_ddl_end DISABLE; ALTER TABLE public.plans DISABLE TRIGGER ALL; ALTER EVENT TRIGGER rehome_fence_ddl_end ENABLE ALWAYS`),
 			execute(ctx, d.source.DSN(hostedControl).Reveal(), `UPDATE rehome_control.databases SET purge_after = now()`),
 			execute(ctx, d.source.DSN(hostedControl).Reveal(), `UPDATE rehome_control.redirects SET target_url = target_url || '/elsewhere'; NOTIFY rehome_routes`),
 			d.routed(ctx),

@@ -198,12 +198,15 @@ func (d *demo) wayBack(ctx context.Context) error {
 		return err
 	}
 	took := time.Since(began)
-	p, err := ask[tenant.Progress](ctx, d.own, "replication-progress")
+	// What is shown is from up to a second ago, when the last of its connections may not have been made.
+	var p tenant.Progress
+	err = eventually(ctx, writesWithin, "replication-progress shows that the way back runs", func(ctx context.Context) (bool, error) {
+		var err error
+		p, err = ask[tenant.Progress](ctx, d.own, "replication-progress")
+		return p.WayBack != nil && p.WayBack.State == tenant.WayBackRunning, err
+	})
 	if err != nil {
-		return err
-	}
-	if p.WayBack == nil || p.WayBack.State != tenant.WayBackRunning {
-		return fmt.Errorf("the way back does not run: %+v", p.WayBack)
+		return fmt.Errorf("%w; it shows %+v", err, p.WayBack)
 	}
 	d.show.note("the way back runs: %s and %s behind; all of %s writes are at the source", output.Millis(p.WayBack.LagMillis), output.Bytes(float64(p.WayBack.LagBytes)), output.Count(int64(len(ids))))
 	d.checks = append(d.checks, Check{
