@@ -132,7 +132,7 @@ func TestHeldRequestsLandOnTheNewSide(t *testing.T) {
 	}
 	// A late word of the former decision changes nothing.
 	must(t, two.Switch(t.Context(), "acme", id, 1, true))
-	if a := b.do(t, "GET", "/acme/x"); a.body != "old" {
+	if a := two.do(t, "GET", "/acme/x"); a.body != "old" {
 		t.Errorf("%+v", a)
 	}
 }
