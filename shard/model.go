@@ -95,8 +95,8 @@ type CreateRequest struct {
 	Upstream string
 	// SourceUpstream is where clients go until the cutover; empty: to Upstream.
 	SourceUpstream string
-	Collate  string // LC_COLLATE; empty: the server's
-	CType    string // LC_CTYPE; empty: the server's
+	Collate        string // LC_COLLATE; empty: the server's
+	CType          string // LC_CTYPE; empty: the server's
 }
 
 // AdoptRequest puts an existing Postgres database under management.
@@ -112,8 +112,8 @@ type AdoptRequest struct {
 type Update struct {
 	Upstream       *string
 	SourceUpstream *string
-	Owner    *string
-	State    *string
+	Owner          *string
+	State          *string
 }
 
 // Sort orders realms.
