@@ -224,11 +224,13 @@ func (b *Back) session(ctx context.Context) error {
 		b.setState(tenant.WayBackNone)
 		return nil
 	}
-	b.setState(tenant.WayBackRunning)
 	now := time.Now()
+	for _, s := range b.side {
+		s.begin(now) // before it is shown: what was never seen streaming would be away since ever
+	}
+	b.setState(tenant.WayBackRunning)
 	var g errgroup.Group
 	for _, s := range b.side {
-		s.begin(now)
 		g.Go(func() error {
 			err := b.runSide(ctx, s)
 			cancel()
