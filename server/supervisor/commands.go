@@ -184,6 +184,11 @@ func (r *runner) end(ctx context.Context, c command, jobs *jobs) (tenant.State, 
 	}
 	jobs.stop()
 	r.stopEngine()
+	release, err := r.leaveFence(ctx)
+	if err != nil {
+		return r.state(), err
+	}
+	defer release()
 	began := time.Now()
 	for {
 		err := r.cleanUp(ctx, c)

@@ -32,6 +32,7 @@ type runner struct {
 	epoch int64
 	log   *slog.Logger
 	poked chan struct{}
+	fence chan struct{} // held by a look at the source's fence, and by the end of the replication
 
 	rec     *record
 	journal *journal

@@ -103,7 +103,7 @@ func (s *Supervisor) look(ctx context.Context, g *errgroup.Group) error {
 		if err != nil {
 			return err
 		}
-		r := &runner{s: s, id: id, epoch: epoch, log: s.log.With("replication", id), poked: make(chan struct{}, 1)}
+		r := &runner{s: s, id: id, epoch: epoch, log: s.log.With("replication", id), poked: make(chan struct{}, 1), fence: make(chan struct{}, 1)}
 		s.mu.Lock()
 		s.runners[id] = r
 		s.mu.Unlock()
