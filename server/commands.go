@@ -78,6 +78,12 @@ func fits(state tenant.State, kind string) error {
 	return err
 }
 
+// mendable reports whether a replication is paused while the source takes the writes: what stopped it may be what a repair
+// mends.
+func mendable(st tenant.State) bool {
+	return st.Phase == tenant.Paused && oneOf(string(st.Resume), string(tenant.CatchingUp), string(tenant.InSync), string(tenant.RolledBack))
+}
+
 func (s *Server) ask(kind string) func(context.Context, *askInput) (*commandOutput, error) {
 	return func(ctx context.Context, in *askInput) (*commandOutput, error) {
 		r, err := s.replication(ctx, in.ID)
@@ -100,8 +106,8 @@ func (s *Server) ask(kind string) func(context.Context, *askInput) (*commandOutp
 			note(ctx, "drop_fence", body.DropFence)
 		}
 		err = fits(r.State, kind)
-		if p := r.State; args.Verify.Stop || args.Verify.Repair && p.Phase == tenant.Paused && (p.Resume == tenant.CatchingUp || p.Resume == tenant.InSync) {
-			err = nil // what stopped it may be what is repaired
+		if args.Verify.Stop || args.Verify.Repair && mendable(r.State) {
+			err = nil
 		}
 		if p := r.State.Phase; args.SourceDestroyed && (p == tenant.CuttingOver || p == tenant.RollingBack) {
 			err = nil // what is in doubt is ended by this

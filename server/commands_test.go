@@ -170,3 +170,24 @@ func TestCutoverNeedsProofAndAPerson(t *testing.T) {
 	}
 	b.refused(b.do("GET", path+"/certificate", nil, nil), 404, tenant.KindNotFound, "certificate-not-found")
 }
+
+// TestRepairOfWhatIsPaused: what stopped the stream may be what a repair mends, also after a rollback; not while the shards
+// take the writes.
+func TestRepairOfWhatIsPaused(t *testing.T) {
+	t.Parallel()
+	b, _, p := journey(t)
+	r := b.start(p)
+	path := "/v1/replications/" + r.ID + "/verify"
+	for resume, accepted := range map[tenant.Phase]bool{
+		tenant.CatchingUp: true, tenant.InSync: true, tenant.RolledBack: true, tenant.Copying: false, tenant.CutOver: false,
+	} {
+		b.exec(`UPDATE rehome_control.replications SET phase = 'paused', state = jsonb_build_object('phase', 'paused', 'resume', $2::text) WHERE id = $1`, r.ID, string(resume))
+		a := b.do("POST", path, map[string]any{"repair": true}, nil)
+		if !accepted {
+			b.refused(a, 409, tenant.KindConflict, "wrong-phase")
+		} else if a.status != 202 {
+			t.Errorf("paused in %s: %d %s", resume, a.status, a.body)
+		}
+		b.exec(`UPDATE rehome_control.replication_commands SET finished_at = now() WHERE replication = $1`, r.ID)
+	}
+}

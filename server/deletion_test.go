@@ -229,6 +229,29 @@ func TestDeletionIsGuarded(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	// A rollback was taken back: the gate has moved on, and is the same cutover's still.
+	for _, at := range []struct {
+		update string
+		good   bool
+	}{
+		{`UPDATE rehome.gate SET epoch = epoch + 2`, true},
+		{`UPDATE rehome.gate SET attempt = 'at2'`, false},
+		{`UPDATE rehome.gate SET attempt = ''`, false},
+		{`UPDATE rehome.gate SET attempt = 'at1', epoch = epoch - 3`, false},
+		{`UPDATE rehome.gate SET epoch = epoch + 1`, true},
+	} {
+		if _, err := conn.Exec(t.Context(), at.update); err != nil {
+			t.Fatal(err)
+		}
+		a := ask(api.DeletePlan{Certificate: &cert})
+		if at.good && a.status != 201 {
+			t.Errorf("%s: %d %s", at.update, a.status, a.body)
+		} else if !at.good {
+			if got := codes(a); len(got) != 1 || got[0] != "certificate" {
+				t.Errorf("%s: %v", at.update, got)
+			}
+		}
+	}
 	if _, err := conn.Exec(t.Context(), `UPDATE rehome.gate SET epoch = epoch + 2, side = 'source'`); err != nil {
 		t.Fatal(err)
 	}

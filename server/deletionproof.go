@@ -53,7 +53,8 @@ func (s *Server) checkCertificate(ctx context.Context, d shard.Database, in api.
 		return finding("the database cannot be asked whether the certificate is of its latest decision: %s", tenant.AsError(err).Message), nil
 	case state.Side != gate.SideTarget:
 		return finding("the gate says that this side writes (epoch %d): what the certificate proves was taken back", state.Epoch), nil
-	case state.Epoch != c.GateEpoch || (state.Attempt != "" && state.Attempt != c.Attempt):
+	// A rollback that was taken back has moved the gate on, and left the cutover's attempt there.
+	case state.Epoch < c.GateEpoch || (state.Epoch > c.GateEpoch && state.Attempt == "") || (state.Attempt != "" && state.Attempt != c.Attempt):
 		return finding("the certificate is of another cutover (epoch %d) than the gate's (epoch %d)", c.GateEpoch, state.Epoch), nil
 	case state.NewURL != "" && state.NewURL != c.Target:
 		return finding("the certificate says that the data went to %s, and the gate says to %s", c.Target, state.NewURL), nil

@@ -62,9 +62,19 @@ func (r *runner) rollback(ctx context.Context, c command) (*api.CutoverReport, e
 // tidyEvery is how often a way back is looked for that the end of an attempt could not drop.
 const tidyEvery = 30 * time.Second
 
+// tidies reports whether a state is one in which nothing needs a way back. A pause changes nothing of that, and its slots hold
+// back WAL at the shards all the same.
+func tidies(st tenant.State) bool {
+	p := st.Phase
+	if p == tenant.Paused {
+		p = st.Resume
+	}
+	return p == tenant.RolledBack || p == tenant.InSync || p == tenant.CatchingUp
+}
+
 // tidy drops what the end of an attempt left of the way back. It runs between commands, never beside an attempt.
 func (r *runner) tidy(ctx context.Context) {
-	if p := r.state().Phase; (p != tenant.RolledBack && p != tenant.InSync && p != tenant.CatchingUp) || time.Since(r.tidied) < tidyEvery {
+	if !tidies(r.state()) || time.Since(r.tidied) < tidyEvery {
 		return
 	}
 	r.tidied = time.Now()
