@@ -69,13 +69,13 @@ func (s *Server) challengePlan(ctx context.Context, r api.ChallengeRequest) (pla
 		if err != nil {
 			return plan{}, err
 		}
-		if err := fits(rep.State, api.CommandComplete); err != nil {
+		if err := fitsComplete(rep.State, r.Complete.SourceDestroyed); err != nil {
 			return plan{}, err
 		}
-		if !r.Complete.DropFence {
-			return plan{}, tenant.Errorf(tenant.KindInvalid, "no-code-needed", "complete without dropping the fence needs a confirmation, no code", "there is nothing to approve")
+		if !r.Complete.DropFence && !r.Complete.SourceDestroyed {
+			return plan{}, tenant.Errorf(tenant.KindInvalid, "no-code-needed", "complete that neither drops the fence nor goes on without the source needs a confirmation, no code", "there is nothing to approve")
 		}
-		return planComplete(rep), nil
+		return planComplete(rep, r.Complete.DropFence, r.Complete.SourceDestroyed), nil
 	case actionRedirect:
 		if r.Redirect == nil {
 			return plan{}, missing("redirect")

@@ -24,7 +24,8 @@ const (
 	commandPoll = 150 * time.Millisecond
 )
 
-// askKinds are the commands that need no person's code, save complete that drops the fence.
+// askKinds are the commands that need no person's code, save complete that drops the fence or
+// goes on without the source.
 var askKinds = [...]string{api.CommandPause, api.CommandResume, api.CommandCancel, api.CommandVerify, api.CommandComplete}
 
 type askInput struct {
@@ -84,6 +85,14 @@ func mendable(st tenant.State) bool {
 	return st.Phase == tenant.Paused && oneOf(string(st.Resume), string(tenant.CatchingUp), string(tenant.InSync), string(tenant.RolledBack))
 }
 
+// fitsComplete is fits for a completion. One whose source is declared destroyed ends what is in doubt, too.
+func fitsComplete(state tenant.State, sourceDestroyed bool) error {
+	if sourceDestroyed && (state.Phase == tenant.CuttingOver || state.Phase == tenant.RollingBack) {
+		return nil
+	}
+	return fits(state, api.CommandComplete)
+}
+
 func (s *Server) ask(kind string) func(context.Context, *askInput) (*commandOutput, error) {
 	return func(ctx context.Context, in *askInput) (*commandOutput, error) {
 		r, err := s.replication(ctx, in.ID)
@@ -109,14 +118,14 @@ func (s *Server) ask(kind string) func(context.Context, *askInput) (*commandOutp
 		if args.Verify.Stop || args.Verify.Repair && mendable(r.State) {
 			err = nil
 		}
-		if p := r.State.Phase; args.SourceDestroyed && (p == tenant.CuttingOver || p == tenant.RollingBack) {
-			err = nil // what is in doubt is ended by this
+		if kind == api.CommandComplete {
+			err = fitsComplete(r.State, args.SourceDestroyed)
 		}
 		if err != nil {
 			return nil, err
 		}
-		if args.DropFence {
-			grant, err := s.approve(ctx, planComplete(r), body.Approval)
+		if args.DropFence || kind == api.CommandComplete && args.SourceDestroyed {
+			grant, err := s.approve(ctx, planComplete(r, args.DropFence, args.SourceDestroyed), body.Approval)
 			if err != nil {
 				return nil, err
 			}

@@ -2,9 +2,11 @@ package server
 
 import (
 	"encoding/json"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/rehomedb/rehome/otp"
 	"github.com/rehomedb/rehome/server/api"
 	"github.com/rehomedb/rehome/tenant"
 )
@@ -190,4 +192,25 @@ func TestRepairOfWhatIsPaused(t *testing.T) {
 		}
 		b.exec(`UPDATE rehome_control.replication_commands SET finished_at = now() WHERE replication = $1`, r.ID)
 	}
+}
+
+// Going on without the source takes a code that is bound to it: one for dropping the fence is another.
+func TestSourceDestroyedTakesACode(t *testing.T) {
+	t.Parallel()
+	b, _, p := journey(t)
+	r := b.start(p)
+	path := "/v1/replications/" + r.ID + "/complete"
+	for _, phase := range []tenant.Phase{tenant.CutOver, tenant.RollingBack} {
+		b.setPhase(r.ID, phase)
+		b.refused(b.do("POST", path, api.CommandRequest{SourceDestroyed: true}, nil), 403, tenant.KindUnauthorised, "approval-missing")
+	}
+	b.setPhase(r.ID, tenant.CutOver)
+	fence := b.ask(api.ChallengeRequest{Action: "complete", Complete: &api.CompletePlan{Replication: r.ID, DropFence: true}})
+	b.refused(b.do("POST", path, api.CommandRequest{SourceDestroyed: true, Approval: fence}, nil), 403, tenant.KindUnauthorised, "code-for-another-plan")
+	b.setPhase(r.ID, tenant.RollingBack)
+	approval := b.ask(api.ChallengeRequest{Action: "complete", Complete: &api.CompletePlan{Replication: r.ID, SourceDestroyed: true}})
+	if m := b.lastMail(otp.KindCode); !strings.Contains(m.Text, "declared DESTROYED") || !strings.Contains(m.Text, "both can accept writes") {
+		t.Errorf("the mail does not say what it means:\n%s", m.Text)
+	}
+	b.must("POST", path, api.CommandRequest{SourceDestroyed: true, Approval: approval}, nil)
 }

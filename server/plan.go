@@ -183,13 +183,24 @@ type completePlan struct {
 	Target      string `json:"target"`
 	Replication string `json:"replication"`
 	DropFence   bool   `json:"drop_fence"`
+
+	SourceDestroyed bool `json:"source_destroyed"`
 }
 
-// planComplete is of a completion that drops the fence: the only one after which two sides accept writes.
-func planComplete(r api.Replication) plan {
-	body := completePlan{Action: actionComplete, Source: r.From, Target: r.To, Replication: r.ID, DropFence: true}
-	text := fmt.Sprintf("Complete replication %s and let the old side, %s, accept writes again, beside %s.\nNothing keeps clients from writing to both then, and what is written to the old side stays there. There is no way back.\n", body.Replication, body.Source, body.Target)
-	return plan{action: actionComplete, database: r.Database, body: body, text: text}
+// planComplete is of a completion after which two sides can accept writes: one that drops the fence, or whose source is only
+// said to be gone.
+func planComplete(r api.Replication, dropFence, sourceDestroyed bool) plan {
+	body := completePlan{Action: actionComplete, Source: r.From, Target: r.To, Replication: r.ID, DropFence: dropFence, SourceDestroyed: sourceDestroyed}
+	var b strings.Builder
+	if sourceDestroyed {
+		fmt.Fprintf(&b, "Complete replication %s without the old side, %s, which is declared DESTROYED.\n", body.Replication, body.Source)
+		fmt.Fprintf(&b, "Nobody asks it which side may write. Where a cutover or rollback is in doubt the new side, %s, is opened: what it had not received is lost.\n", body.Target)
+		fmt.Fprintf(&b, "Should the old side still be there, or come back, both can accept writes, and nothing brings them together again. There is no way back.\n")
+	}
+	if dropFence {
+		fmt.Fprintf(&b, "Complete replication %s and let the old side, %s, accept writes again, beside %s.\nNothing keeps clients from writing to both then, and what is written to the old side stays there. There is no way back.\n", body.Replication, body.Source, body.Target)
+	}
+	return plan{action: actionComplete, database: r.Database, body: body, text: b.String()}
 }
 
 type redirectPlan struct {

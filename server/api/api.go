@@ -40,7 +40,7 @@
 //	GET    /v1/replications/{id}/throttle                ThrottleStatus
 //	PATCH  /v1/replications/{id}/throttle                ThrottleUpdate -> ThrottleStatus
 //	GET    /v1/replications/{id}/events                  server-sent events: Event; Last-Event-ID resumes
-//	POST   /v1/replications/{id}/pause|resume|cancel|complete   CommandRequest -> 202 Command       (complete with drop_fence: challenge)
+//	POST   /v1/replications/{id}/pause|resume|cancel|complete   CommandRequest -> 202 Command       (complete with drop_fence or source_destroyed: challenge)
 //	POST   /v1/replications/{id}/verify                  CommandRequest -> 202 Command
 //	GET    /v1/replications/{id}/verifications/{vid}     tenant.Verification   ({vid} may be "latest")
 //	POST   /v1/replications/{id}/cutover                 CutoverRequest -> 202 Command             (challenge, unless dry_run)
@@ -326,15 +326,17 @@ type CommandRequest struct {
 
 	Reason          string `json:"reason,omitempty"`
 	DropFence       bool   `json:"drop_fence,omitempty" doc:"complete: also let the old side accept writes again (takes a challenge)"`
-	SourceDestroyed bool   `json:"source_destroyed,omitempty" doc:"complete: the old side is gone for good; where a cutover or rollback is in doubt the new side is opened, and what it had not received is lost"`
+	SourceDestroyed bool   `json:"source_destroyed,omitempty" doc:"complete: the old side is gone for good; where a cutover or rollback is in doubt the new side is opened, and what it had not received is lost (takes a challenge)"`
 
-	Approval Approval `json:"approval,omitzero"` // of complete with drop_fence
+	Approval Approval `json:"approval,omitzero"` // of complete with drop_fence or source_destroyed
 }
 
-// CompletePlan is what the code of a completion that drops the fence is bound to.
+// CompletePlan is what the code of a completion that drops the fence, or goes on without the source, is bound to.
 type CompletePlan struct {
 	Replication string `json:"replication"`
-	DropFence   bool   `json:"drop_fence"`
+	DropFence   bool   `json:"drop_fence,omitempty"`
+
+	SourceDestroyed bool `json:"source_destroyed,omitempty"`
 }
 
 // CutoverPlan is what the code of a cutover or rollback is bound to.

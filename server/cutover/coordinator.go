@@ -100,6 +100,9 @@ type Attempt struct {
 	DryRun     bool // preflight only: nothing changes
 	Rehearse   bool // everything but the decision, then back: see rehearse.go
 	NoWayBack  bool // findings about the way back do not refuse
+	// Begin is called once nothing stands in the way, and before anything is touched. It calls write in the transaction that
+	// records that the attempt begins: both are committed, or neither is. Nil: write has a transaction of its own.
+	Begin func(ctx context.Context, write func(pgx.Tx) error) error
 	// Check adds findings to a rollback's preflight: what stands between the shards' data and the source. Nil: nothing.
 	Check func(ctx context.Context) ([]tenant.Finding, error)
 	// Tail verifies, behind the fence and after the drain, what the last verification did not see. Nil: nothing.

@@ -2,6 +2,10 @@ package cutover
 
 import (
 	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/rehomedb/rehome/gate"
 	"github.com/rehomedb/rehome/tenant"
@@ -10,13 +14,17 @@ import (
 // ErrSourceReachable refuses what only a person may ask for who declares the source destroyed.
 var ErrSourceReachable = &tenant.Error{
 	Kind: tenant.KindRefused, Code: "source-reachable", Message: "the source answers: it is not destroyed",
-	Hint: "what is in doubt is resolved by itself as soon as the source answers; complete works without --force",
+	Hint: "what is in doubt is resolved by itself as soon as the source lets Rehome in; nothing needs --force then",
 }
 
-// SourceGone refuses with ErrSourceReachable if the source answers. That it does not proves nothing: whoever calls this acts
-// for a person who declared it destroyed.
+// SourceGone refuses with ErrSourceReachable if the source answers, be it that it lets nobody in: too many connections, a
+// password that was changed, a start that is under way. Its clients may write all the same. That it does not answer proves
+// nothing: whoever calls this acts for a person who declared it destroyed.
 func (c *Coordinator) SourceGone(ctx context.Context, job Job) error {
 	conn, err := gate.SourceSession(ctx, job.Source)
+	if pe, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return fmt.Errorf("%w, though it refuses the session (SQLSTATE %s)", ErrSourceReachable, pe.Code)
+	}
 	if err != nil {
 		return ctx.Err()
 	}
@@ -60,4 +68,17 @@ func (c *Coordinator) ForceTarget(ctx context.Context, job Job) error {
 		}
 	}
 	return nil
+}
+
+// Standing tells which side has the authority by the attempts on record, for when the gate cannot be asked. Attempts that
+// ended say so for certain: their outcome was written down after the gate's. known is false while one has not ended.
+func (c *Coordinator) Standing(ctx context.Context, replication string) (target, known bool, err error) {
+	// The authority goes to where the last attempt that moved it says; one that was taken back names the side that kept it.
+	err = c.cfg.Pool.QueryRow(ctx, `SELECT coalesce((SELECT outcome = 'target' FROM rehome_control.cutovers
+			WHERE replication = $1 AND finished_at IS NOT NULL AND direction IN ('cutover', 'rollback', 'rehearsal') ORDER BY gate_epoch DESC, started_at DESC LIMIT 1), false),
+		NOT EXISTS (SELECT FROM rehome_control.cutovers WHERE replication = $1 AND finished_at IS NULL)`, replication).Scan(&target, &known)
+	if err != nil {
+		return false, false, fmt.Errorf("read which side has the authority: %w", err)
+	}
+	return target, known, nil
 }

@@ -1,13 +1,49 @@
 package cutover_test
 
 import (
+	"context"
+	"crypto/rand"
 	"errors"
+	"net/url"
+	"strings"
 	"testing"
 
 	"github.com/rehomedb/rehome/gate"
 	"github.com/rehomedb/rehome/server/cutover"
 	"github.com/rehomedb/rehome/tenant"
 )
+
+// A source that refuses a session is there, and its clients may write.
+func TestSourceThatRefusesIsNotGone(t *testing.T) {
+	t.Parallel()
+	limit(t)
+	w := newWorld(t, 1)
+	c := w.coordinator(t, nil)
+	conn := connect(t, source.DSN("postgres"))
+	role := "full_" + strings.ToLower(rand.Text()[:8])
+	_, err := conn.Exec(t.Context(), "CREATE ROLE "+role+" LOGIN PASSWORD 'right' CONNECTION LIMIT 0")
+	must(t, err)
+	t.Cleanup(func() {
+		_, err := conn.Exec(context.Background(), "DROP ROLE "+role)
+		must(t, err)
+	})
+	for password, state := range map[string]string{"right": "53300", "wrong": "28P01"} {
+		job := w.job
+		u, err := url.Parse(job.Source.Reveal())
+		must(t, err)
+		u.User = url.UserPassword(role, password)
+		q := u.Query()
+		q.Del("user")
+		u.RawQuery = q.Encode()
+		job.Source = tenant.DSN(u.String())
+		if err := c.SourceGone(t.Context(), job); !errors.Is(err, cutover.ErrSourceReachable) || !strings.Contains(err.Error(), state) {
+			t.Errorf("password %s: %v, expected a source that answers %s", password, err, state)
+		}
+	}
+	gone := w.job
+	gone.Source = tenant.DSN("postgres://nobody@127.0.0.1:1/none")
+	must(t, c.SourceGone(t.Context(), gone))
+}
 
 // Only a person who declares the source destroyed opens the target while the outcome is in doubt, and not while the source
 // answers.

@@ -67,7 +67,8 @@ func (r *run) intend(ctx context.Context) error {
 	}
 	// One at a time: whatever is unfinished is resolved first, and the replication's row keeps two from beginning at once.
 	one := false
-	err = pgx.BeginFunc(ctx, r.c.cfg.Pool, func(tx pgx.Tx) error {
+	another := tenant.Errorf(tenant.KindConflict, "another-attempt", "wait until it has ended; see rehome replications", "another cutover or rollback of replication %s is under way", r.job.Replication)
+	write := func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `SELECT FROM rehome_control.replications WHERE id = $1 FOR UPDATE`, r.job.Replication); err != nil {
 			return err
 		}
@@ -75,14 +76,22 @@ func (r *run) intend(ctx context.Context) error {
 			SELECT $1, $2, $3, $4, $5, $6, $7, $8
 			WHERE NOT EXISTS (SELECT FROM rehome_control.cutovers WHERE replication = $2 AND finished_at IS NULL)`,
 			r.at.ID, r.job.Replication, string(r.goes), r.rec.Epoch, StepIntent, r.at.MaxPause.Milliseconds(), r.at.ApprovedBy, raw)
-		one = tag.RowsAffected() == 1
+		one = err == nil && tag.RowsAffected() == 1
+		if err == nil && !one { // nothing else of this transaction is to stay
+			err = another
+		}
 		return err
-	})
+	}
+	if r.at.Begin != nil {
+		err = r.at.Begin(ctx, write)
+	} else {
+		err = pgx.BeginFunc(ctx, r.c.cfg.Pool, write)
+	}
+	if err == nil && !one { // whoever begins attempts found one under way
+		err = another
+	}
 	if err != nil {
 		return fmt.Errorf("write the intent down: %w", err)
-	}
-	if !one {
-		return tenant.Errorf(tenant.KindConflict, "another-attempt", "wait until it has ended; see rehome replications", "another cutover or rollback of replication %s is under way", r.job.Replication)
 	}
 	r.last = StepIntent
 	return nil

@@ -65,7 +65,8 @@ func (r *runner) settleOnce(ctx context.Context) error {
 	return r.decided(ctx, res.Decided())
 }
 
-// settle resolves and follows until it is done, and records the phase that the gate decided.
+// settle resolves and follows until it is done, and records the phase that the gate decided. Where nothing is in doubt, but
+// the gate cannot be asked, what is on record says it.
 func (r *runner) settle(ctx context.Context) error {
 	// A source may be away for hours: look often at first, then seldom enough not to fill the event log.
 	for pause := lookEvery; ; pause = min(2*pause, settleMax) {
@@ -75,6 +76,9 @@ func (r *runner) settle(ctx context.Context) error {
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()
+		}
+		if done, serr := r.standing(ctx); done || errors.Is(serr, replicator.ErrFenced) {
+			return serr
 		}
 		if done, ferr := r.forced(ctx); done || errors.Is(ferr, replicator.ErrFenced) {
 			return ferr
@@ -130,19 +134,26 @@ func (r *runner) cutover(ctx context.Context, c command) (*api.CutoverReport, er
 	if err := r.approved(ctx, rec, c.Args); err != nil {
 		return nil, err
 	}
-	if _, err := r.journal.Observe(ctx, tenant.Observation{Kind: tenant.AskedCutover}); err != nil {
+	if _, _, err := tenant.Next(r.state(), tenant.Observation{Kind: tenant.AskedCutover}); err != nil {
 		return nil, err
 	}
 	e := r.current()
 	if e == nil {
-		err := r.decided(ctx, false)
-		return nil, errors.Join(err, tenant.Errorf(tenant.KindConflict, "not-streaming", "see: rehome replication-progress", "the replication is not running"))
+		return nil, tenant.Errorf(tenant.KindConflict, "not-streaming", "see: rehome replication-progress", "the replication is not running")
 	}
+	b := beginning{r: r, kind: tenant.AskedCutover}
 	report, failure := r.s.cutovers.Run(ctx, r.job(rec), e, cutover.Attempt{
 		ID: c.ID, MaxPause: time.Duration(c.Args.MaxPauseMS) * time.Millisecond, ApprovedBy: c.Args.ApprovedBy, NoWayBack: c.Args.NoWayBack, Rehearse: c.Args.Rehearse,
+		Begin: b.begin,
 	})
+	if b.failed {
+		err = r.reread(ctx)
+	}
 	if ctx.Err() != nil {
 		return &report, ctx.Err() // the next worker settles it
+	}
+	if err != nil {
+		return &report, err
 	}
 	// Whatever was said, the phase follows the gate.
 	if report.Outcome == cutover.OutcomeTarget && failure == nil {

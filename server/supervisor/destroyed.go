@@ -44,6 +44,9 @@ func (r *runner) forced(ctx context.Context) (done bool, err error) {
 		}
 		r.journal.Note(ctx, "source-declared-destroyed", map[string]any{"by": c.By, "command": c.ID})
 		if err := r.s.cutovers.ForceTarget(ctx, r.job(rec)); err != nil {
+			if tenant.AsError(err).Code == "not-in-doubt" {
+				return false, nil // the phase follows what is on record, and the command is executed then
+			}
 			if te := tenant.AsError(err); te.Kind == tenant.KindRefused || te.Kind == tenant.KindConflict {
 				r.finish(ctx, c, nil, err)
 				return false, nil

@@ -30,14 +30,21 @@ func (r *runner) rollback(ctx context.Context, c command) (*api.CutoverReport, e
 	if err := r.approved(ctx, rec, c.Args); err != nil {
 		return nil, err
 	}
-	if _, err := r.journal.Observe(ctx, tenant.Observation{Kind: tenant.AskedRollback}); err != nil {
+	if _, _, err := tenant.Next(r.state(), tenant.Observation{Kind: tenant.AskedRollback}); err != nil {
 		return nil, err
 	}
+	b := beginning{r: r, kind: tenant.AskedRollback}
 	report, failure := r.s.cutovers.Rollback(ctx, r.job(rec), cutover.Attempt{
-		ID: c.ID, MaxPause: time.Duration(c.Args.MaxPauseMS) * time.Millisecond, ApprovedBy: c.Args.ApprovedBy,
+		ID: c.ID, MaxPause: time.Duration(c.Args.MaxPauseMS) * time.Millisecond, ApprovedBy: c.Args.ApprovedBy, Begin: b.begin,
 	})
+	if b.failed {
+		err = r.reread(ctx)
+	}
 	if ctx.Err() != nil {
 		return &report, ctx.Err() // the next worker settles it
+	}
+	if err != nil {
+		return &report, err
 	}
 	// Whatever was said, the phase follows the gate.
 	if report.Outcome == cutover.OutcomeSource && failure == nil {

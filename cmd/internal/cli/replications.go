@@ -216,7 +216,7 @@ func newCompleteCommand(a *App) *cobra.Command {
 		Use: "complete [ID]", Short: o.verb.short, Args: rangeArgs(0, "ID"),
 		Long: "Close the way back and drop what the move made on both sides. The old side stays closed unless --drop-fence says otherwise.\n" +
 			"If the old side is gone for good, --force source-destroyed drops what is at the new side only. Where a cutover or rollback is in doubt, because the old side\n" +
-			"cannot be asked, that opens the new side: what it had not received is lost, and should the old side come back, both may accept writes.",
+			"cannot be asked, that opens the new side: what it had not received is lost, and should the old side come back, both may accept writes. That takes a code.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.args(args)
 			for _, f := range o.force {
@@ -230,7 +230,7 @@ func newCompleteCommand(a *App) *cobra.Command {
 		},
 	}
 	o.flags(cmd.Flags())
-	cmd.Flags().StringSliceVar(&o.force, "force", nil, "go on in spite of: "+forceSourceDestroyed)
+	cmd.Flags().StringSliceVar(&o.force, "force", nil, "go on in spite of: "+forceSourceDestroyed+" (code needed)")
 	cmd.Flags().BoolVar(&o.request.DropFence, "drop-fence", false, "also let the old side accept writes again (code needed)")
 	o.otp.flags(cmd.Flags())
 	cmd.Flags().BoolVarP(&o.yes, "yes", "y", false, "do not ask")
@@ -256,8 +256,9 @@ func runAsk(ctx context.Context, a *App, o askOptions) error {
 		cmd, err = t.Ask(ctx, r.ID, o.verb.path, o.request)
 		return err
 	}
-	if o.request.DropFence {
-		requested, err := a.approve(ctx, t, o.otp, api.ChallengeRequest{Action: "complete", Complete: &api.CompletePlan{Replication: r.ID, DropFence: true}}, ask)
+	if o.request.DropFence || o.verb.path == "complete" && o.request.SourceDestroyed {
+		plan := api.CompletePlan{Replication: r.ID, DropFence: o.request.DropFence, SourceDestroyed: o.request.SourceDestroyed}
+		requested, err := a.approve(ctx, t, o.otp, api.ChallengeRequest{Action: "complete", Complete: &plan}, ask)
 		if err != nil || requested {
 			return err
 		}
