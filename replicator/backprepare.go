@@ -353,6 +353,9 @@ func (b *Back) remove(ctx context.Context) error {
 	for i, s := range b.side {
 		g.Go(func() error {
 			if err := b.removeShard(ctx, s); err != nil {
+				if errors.Is(err, ErrFenced) {
+					return err
+				}
 				errs[i] = fmt.Errorf("shard %s: %w", s.shard.Name, s.translated(err))
 			}
 			return nil
@@ -372,6 +375,10 @@ func (b *Back) remove(ctx context.Context) error {
 
 // removeShard drops a shard's part, the slot first: it holds WAL back.
 func (b *Back) removeShard(ctx context.Context, s *backSide) error {
+	// Asked for each: another worker may have taken over, and made its own, while the source or a shard was slow.
+	if err := b.owned(ctx); err != nil {
+		return err
+	}
 	e := s.engine
 	if err := e.src.cleanUp(ctx); err != nil {
 		return err
