@@ -102,12 +102,35 @@ func openDDLSQL() string {
 // PermitsDDLFence reports whether the session's role may make the event triggers. It tries and takes it back; nothing is
 // left. No function of ours (a gate that an older version installed) counts as not permitted.
 func PermitsDDLFence(ctx context.Context, conn *pgx.Conn) (bool, error) {
-	permitted := false
+	permitted, _, err := tryDDLFence(ctx, conn)
+	return permitted, err
+}
+
+// DDLRight remembers that a role may not make the event triggers, for whoever looks at the same source again and again: each
+// try is an ERROR in the server's log then. The zero value knows nothing yet, nil asks every time. Not for several goroutines.
+type DDLRight struct{ refused bool }
+
+// permits is PermitsDDLFence, asked once where the answer is no.
+func (r *DDLRight) permits(ctx context.Context, conn *pgx.Conn) (bool, error) {
+	if r != nil && r.refused {
+		return false, nil
+	}
+	permitted, code, err := tryDDLFence(ctx, conn)
+	// insufficient_privilege and undefined_function last; what else refuses (a lock, a standby) may pass.
+	if r != nil && (code == "42501" || code == "42883") {
+		r.refused = true
+	}
+	return permitted, err
+}
+
+// tryDDLFence also returns the SQLSTATE of what refused.
+func tryDDLFence(ctx context.Context, conn *pgx.Conn) (permitted bool, code string, err error) {
 	errTried := errors.New("taken back")
-	err := inTx(ctx, conn, func(tx pgx.Tx) error {
+	err = inTx(ctx, conn, func(tx pgx.Tx) error {
 		// Another name than the real ones': an attempt under way holds those until it ends.
 		_, err := tx.Exec(ctx, `CREATE EVENT TRIGGER rehome_fence_try ON sql_drop WHEN TAG IN ('DROP AGGREGATE') EXECUTE FUNCTION rehome.fence_ddl()`)
 		if pe, ok := errors.AsType[*pgconn.PgError](err); ok && !lost(pe) {
+			code = pe.Code
 			return errTried
 		}
 		if err != nil {
@@ -117,9 +140,9 @@ func PermitsDDLFence(ctx context.Context, conn *pgx.Conn) (bool, error) {
 		return errTried
 	})
 	if err != nil && !errors.Is(err, errTried) {
-		return false, fmt.Errorf("try to create an event trigger: %w", err)
+		return false, "", fmt.Errorf("try to create an event trigger: %w", err)
 	}
-	return permitted, nil
+	return permitted, code, nil
 }
 
 // lost reports whether the server ended the session or the statement, which says nothing of permissions.

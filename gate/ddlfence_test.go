@@ -72,7 +72,7 @@ func TestSchemaStaysAfterTheDecision(t *testing.T) {
 				t.Errorf("%s by the %s: %v, detail %v", c.sql, who, err, pe)
 			}
 		}
-		if b, err := gate.FindBreaches(ctx, conn); err != nil || b.Any() {
+		if b, err := gate.FindBreaches(ctx, conn, nil); err != nil || b.Any() {
 			t.Errorf("after the %s: %+v, %v", who, b, err)
 		}
 		// Reading goes on as it did.
@@ -91,16 +91,16 @@ func TestSchemaStaysAfterTheDecision(t *testing.T) {
 	}
 	// What slips by a superuser who knows how is noticed and closed again.
 	exec(t, root, "ALTER EVENT TRIGGER rehome_fence_ddl_end DISABLE; ALTER TABLE accounts DISABLE TRIGGER ALL; CREATE TABLE slipped (id int); ALTER EVENT TRIGGER rehome_fence_ddl_end ENABLE ALWAYS")
-	if b, err := gate.FindBreaches(ctx, s.conn); err != nil || len(b.Tables) != 2 || b.DDL {
+	if b, err := gate.FindBreaches(ctx, s.conn, nil); err != nil || len(b.Tables) != 2 || b.DDL {
 		t.Errorf("breaches: %+v, %v", b, err)
 	}
-	must(t, gate.Refence(ctx, s.conn))
+	must(t, gate.Refence(ctx, s.conn, nil))
 	exec(t, root, "DROP EVENT TRIGGER rehome_fence_ddl_drop")
-	if b, err := gate.FindBreaches(ctx, s.conn); err != nil || len(b.Tables) != 0 || !b.DDL {
+	if b, err := gate.FindBreaches(ctx, s.conn, nil); err != nil || len(b.Tables) != 0 || !b.DDL {
 		t.Errorf("breaches: %+v, %v", b, err)
 	}
-	must(t, gate.Refence(ctx, s.conn))
-	if b, err := gate.FindBreaches(ctx, s.conn); err != nil || b.Any() {
+	must(t, gate.Refence(ctx, s.conn, nil))
+	if b, err := gate.FindBreaches(ctx, s.conn, nil); err != nil || b.Any() {
 		t.Errorf("breaches: %+v, %v", b, err)
 	}
 	if accepts(t, s.conn) {
@@ -149,20 +149,20 @@ func TestSchemaFenceIsNotForOwners(t *testing.T) {
 		t.Fatalf("an owner may make event triggers: %v, %v", ok, err)
 	}
 	cutOver(t, s, 1)
-	if b, err := gate.FindBreaches(ctx, s.conn); err != nil || b.Any() {
+	if b, err := gate.FindBreaches(ctx, s.conn, nil); err != nil || b.Any() {
 		t.Errorf("breaches: %+v, %v", b, err)
 	}
 	exec(t, s.conn, "ALTER TABLE accounts DISABLE TRIGGER rehome_fence; CREATE TABLE slipped (id int)")
-	if b, err := gate.FindBreaches(ctx, s.conn); err != nil || len(b.Tables) != 2 || b.DDL {
+	if b, err := gate.FindBreaches(ctx, s.conn, nil); err != nil || len(b.Tables) != 2 || b.DDL {
 		t.Errorf("breaches: %+v, %v", b, err)
 	}
-	must(t, gate.Refence(ctx, s.conn))
-	if b, err := gate.FindBreaches(ctx, s.conn); err != nil || b.Any() || accepts(t, connect(t, s.client)) {
+	must(t, gate.Refence(ctx, s.conn, nil))
+	if b, err := gate.FindBreaches(ctx, s.conn, nil); err != nil || b.Any() || accepts(t, connect(t, s.client)) {
 		t.Errorf("breaches: %+v, %v", b, err)
 	}
 	backTo(t, s, 2)
 	agrees(t, s)
-	if b, err := gate.FindBreaches(ctx, s.conn); err != nil || b.Any() {
+	if b, err := gate.FindBreaches(ctx, s.conn, nil); err != nil || b.Any() {
 		t.Errorf("breaches of an open source: %+v, %v", b, err)
 	}
 }
@@ -190,4 +190,28 @@ func TestSchemaFenceOfAnAttempt(t *testing.T) {
 	a.Rollback(ctx)
 	exec(t, s.conn, "DROP TABLE meanwhile")
 	agrees(t, s)
+}
+
+// Whoever looks again and again asks once for a right that is not there: each try is an ERROR in the source's log.
+func TestSchemaFenceIsAskedForOnce(t *testing.T) {
+	t.Parallel()
+	s := installed(t)
+	ctx := t.Context()
+	cutOver(t, s, 1)
+	var right gate.DDLRight
+	look := func(want bool, right *gate.DDLRight) {
+		t.Helper()
+		if b, err := gate.FindBreaches(ctx, s.conn, right); err != nil || b.DDL != want {
+			t.Errorf("breaches: %+v, %v", b, err)
+		}
+	}
+	look(false, &right)
+	// A role that is given the right shows who asks again.
+	exec(t, connect(t, s.admin), "ALTER ROLE "+s.ownerName+" SUPERUSER")
+	look(false, &right)
+	must(t, gate.Refence(ctx, s.conn, &right))
+	look(true, nil)
+	var other gate.DDLRight
+	look(true, &other)
+	look(true, &other)
 }

@@ -38,7 +38,8 @@ func (b Breaches) Any() bool { return len(b.Tables) > 0 || b.DDL }
 
 // FindBreaches looks at a source whose gate says that the data has moved. Nothing is a breach while the gate says
 // otherwise. The owner of tables can get around their triggers where there are no event triggers, and a superuser always.
-func FindBreaches(ctx context.Context, conn *pgx.Conn) (Breaches, error) {
+// right is for whoever looks often; it may be nil.
+func FindBreaches(ctx context.Context, conn *pgx.Conn, right *DDLRight) (Breaches, error) {
 	var out Breaches
 	s, err := ReadGate(ctx, conn)
 	if err != nil || s.Side == SideSource {
@@ -57,14 +58,14 @@ func FindBreaches(ctx context.Context, conn *pgx.Conn) (Breaches, error) {
 	if err != nil || stands {
 		return out, err
 	}
-	out.DDL, err = PermitsDDLFence(ctx, conn)
+	out.DDL, err = right.permits(ctx, conn)
 	return out, err
 }
 
 // Refence closes breaches again: what was written through them meanwhile stays where it is and must be looked for. It
-// changes nothing unless the gate still says that the data has moved.
-func Refence(ctx context.Context, conn *pgx.Conn) error {
-	permitted, err := PermitsDDLFence(ctx, conn)
+// changes nothing unless the gate still says that the data has moved. right is as in FindBreaches.
+func Refence(ctx context.Context, conn *pgx.Conn, right *DDLRight) error {
+	permitted, err := right.permits(ctx, conn)
 	if err != nil {
 		return fmt.Errorf("fence the source again: %w", err)
 	}

@@ -109,7 +109,7 @@ func (d *Doctor) refence(ctx context.Context, r *replication) error {
 		if err := gate.SetPass(ctx, conn, d.pass(r.database)); err != nil {
 			return err
 		}
-		return gate.Refence(ctx, conn)
+		return gate.Refence(ctx, conn, nil)
 	})
 }
 

@@ -94,7 +94,7 @@ func (r *runner) refence(ctx context.Context) ([]string, error) {
 	if err := gate.SetPass(ctx, conn, r.s.pass(rec.database)); err != nil {
 		return nil, err
 	}
-	b, err := gate.FindBreaches(ctx, conn)
+	b, err := gate.FindBreaches(ctx, conn, &r.ddlRight)
 	if err != nil || !b.Any() {
 		return nil, err
 	}
@@ -109,5 +109,5 @@ func (r *runner) refence(ctx context.Context) ([]string, error) {
 	if err := r.journal.held(ctx); err != nil {
 		return nil, err
 	}
-	return missing, gate.Refence(ctx, conn)
+	return missing, gate.Refence(ctx, conn, &r.ddlRight)
 }

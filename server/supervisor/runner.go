@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/rehomedb/rehome/gate"
 	"github.com/rehomedb/rehome/replicator"
 	"github.com/rehomedb/rehome/tenant"
 )
@@ -33,6 +34,8 @@ type runner struct {
 	log   *slog.Logger
 	poked chan struct{}
 	fence chan struct{} // held by a look at the source's fence, and by the end of the replication
+
+	ddlRight gate.DDLRight // at the source; of whoever holds fence
 
 	rec     *record
 	journal *journal
