@@ -69,16 +69,19 @@ type VerificationState struct {
 
 // TableVerification compares one table.
 type TableVerification struct {
-	Table       string    `json:"table"`
-	SourceRows  int64     `json:"source_rows"`
-	TargetRows  int64     `json:"target_rows"`
-	Equal       bool      `json:"equal"`
-	Digest      string    `json:"digest"`                // hex, of the source's side
-	Misplaced   int64     `json:"misplaced_rows"`        // rows on a shard that does not own their realm
-	Differences []RowDiff `json:"differences,omitempty"` // the first ones, by key
-	MoreDiffs   int64     `json:"more_differences,omitempty"`
-	Skipped     string    `json:"skipped,omitempty"` // why its rows could not be compared; it is not equal then
-	LSN         LSN       `json:"lsn,omitempty"`     // where it, or a part of it, was compared at an earlier position than the verification's
+	Table      string `json:"table"`
+	SourceRows int64  `json:"source_rows"`
+	TargetRows int64  `json:"target_rows"`
+	Equal      bool   `json:"equal"`
+	Digest     string `json:"digest"`         // hex, of the source's side
+	Misplaced  int64  `json:"misplaced_rows"` // rows on a shard that does not own their realm
+	// ShardsDiffer are, after a cutover, the shards whose rows of this reference table are not the home shard's. It is equal all
+	// the same: the source gets the home shard's.
+	ShardsDiffer []string  `json:"shards_differ,omitempty"`
+	Differences  []RowDiff `json:"differences,omitempty"` // the first ones, by key
+	MoreDiffs    int64     `json:"more_differences,omitempty"`
+	Skipped      string    `json:"skipped,omitempty"` // why its rows could not be compared; it is not equal then
+	LSN          LSN       `json:"lsn,omitempty"`     // where it, or a part of it, was compared at an earlier position than the verification's
 }
 
 // RowDiff names one row that differs.

@@ -30,7 +30,7 @@ type Input struct {
 	// Accepted are the findings that were accepted by name ("code:object"): foreign keys among them may be missing at a shard.
 	Accepted []string
 	// Home is set for a comparison of the way back, after a cutover, and names the shard whose rows of reference tables the
-	// source gets: only they are compared then. Rows on a shard that does not own them are named, but the source has them as
+	// source gets: where another shard has others, it is named (ShardsDiffer), and is no difference. Rows on a shard that does not own them are named, but the source has them as
 	// well as any other, so that they are no difference; and doubled keys are looked for at the source too.
 	Home string
 	// MaxDuration bounds the comparison, because its snapshots hold back vacuum on both sides; 0: no bound.

@@ -156,13 +156,13 @@ func (c *comparison) concluded(u unit, v tenant.TableVerification) error {
 	defer c.mu.Unlock()
 	last := c.tables[u.table].add(u.number, v, c.in.LSN)
 	c.news.add(v.Table, v.SourceRows, last)
-	if !v.Equal || v.Misplaced > 0 || v.Skipped != "" {
+	if !v.Equal || v.Misplaced > 0 || len(v.ShardsDiffer) > 0 || v.Skipped != "" {
 		return nil
 	}
 	return c.in.OnPart(Part{Table: v.Table, Shape: u.shape, Number: u.number, Bounds: u.bounds, LSN: c.in.LSN, At: time.Now().UTC(), Rows: v.SourceRows, Digest: v.Digest})
 }
 
-// elsewhere reports whether a side's rows of a table are not compared: see Home.
+// elsewhere reports whether a side's rows of a table need not be the source's: see Home.
 func (in Input) elsewhere(t *catalog.Table, side string) bool {
 	return in.Home != "" && side != "" && side != in.Home && !t.Sharded()
 }
@@ -214,6 +214,9 @@ func (a *tableSums) conclude(ctx context.Context, in Input, s *sides, t *catalog
 		v.TargetRows = v.SourceRows
 		for i, d := range shards {
 			if in.elsewhere(t, s.shards[i].name) {
+				if len(d.differing(source)) > 0 {
+					v.ShardsDiffer = append(v.ShardsDiffer, s.shards[i].name)
+				}
 				continue
 			}
 			if n := d.rows(); n != v.SourceRows {
@@ -296,7 +299,7 @@ func (c *comparison) summarise() tenant.Verification {
 		if r.left > 0 {
 			out.Unfinished++
 			out.Clean = false
-			if r.v.Equal && r.v.Misplaced == 0 {
+			if r.v.Equal && r.v.Misplaced == 0 && len(r.v.ShardsDiffer) == 0 {
 				continue // nothing can be said of it yet
 			}
 		}

@@ -139,9 +139,6 @@ const (
 func (p piece) scan(ctx context.Context, in Input, s *sides, t *catalog.Table) (last bool, err error) {
 	group, ctx := errgroup.WithContext(ctx)
 	for i, one := range s.all() {
-		if in.elsewhere(t, one.name) {
-			continue
-		}
 		where := ""
 		if p.cuts != nil {
 			there := false

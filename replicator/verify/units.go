@@ -159,6 +159,11 @@ func (r *tableResult) add(number int, v tenant.TableVerification, at tenant.LSN)
 	r.v.SourceRows += v.SourceRows
 	r.v.TargetRows += v.TargetRows
 	r.v.Misplaced += v.Misplaced
+	for _, name := range v.ShardsDiffer {
+		if !slices.Contains(r.v.ShardsDiffer, name) {
+			r.v.ShardsDiffer = append(r.v.ShardsDiffer, name)
+		}
+	}
 	r.v.MoreDiffs += v.MoreDiffs
 	r.v.Equal = r.v.Equal && v.Equal
 	if v.Skipped != "" {

@@ -150,6 +150,9 @@ func (r *run) checkVerification(ctx context.Context, f *findings) error {
 	if !v.ComparedAt.IsZero() && v.ComparedAt.Before(finished) {
 		finished = v.ComparedAt // one that went on at several positions is as old as its oldest part
 	}
+	if r.goes == DirectionRollback {
+		f.warnOfShards(v.Tables)
+	}
 	if age := r.c.cfg.Now().Sub(finished); !v.Clean {
 		f.add(tenant.Blocking, "verification-not-clean", id, "see its differences, mend them and run: rehome verify", "the latest verification found differences")
 	} else if age > VerificationMaxAge {

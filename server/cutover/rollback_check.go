@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"golang.org/x/sync/errgroup"
 
@@ -52,6 +53,23 @@ func (r *run) preflightRollback(ctx context.Context) error {
 	}
 	r.sorted(f)
 	return nil
+}
+
+// warnOfShards names what a verification of the way back saw that the source has right and the shards have not: after a
+// rollback the stream from the source meets it, and the replication is paused at the first such row that changes.
+func (f *findings) warnOfShards(tables []tenant.TableVerification) {
+	const remedy = "after the rollback run: rehome verify --repair"
+	for i := range tables {
+		t := &tables[i]
+		if len(t.ShardsDiffer) > 0 {
+			f.add(tenant.Warning, "reference-differs", t.Table, remedy,
+				"the rows of this reference table at shard %s are not the home shard's, which the source has: after a rollback a change of such a row pauses the replication", strings.Join(t.ShardsDiffer, ", "))
+		}
+		if t.Misplaced > 0 {
+			f.add(tenant.Warning, "misplaced-rows", t.Table, remedy,
+				"%d rows are at a shard that does not own their realm: after a rollback a change of such a row pauses the replication", t.Misplaced)
+		}
+	}
 }
 
 // checkReturn looks at the source: its gate, and whether its fence can be taken out of the way.

@@ -109,6 +109,15 @@ func TestRollbackRefusals(t *testing.T) {
 	refused("verification-too-old") // it was made before the cutover
 	w.verified(t, false, time.Now())
 	refused("verification-not-clean")
+	// What the verification saw of the shards warns, and refuses nothing.
+	w.verified(t, true, time.Now())
+	_, err = w.pool.Exec(ctx, `UPDATE rehome_control.verifications SET result = jsonb_set(result, '{tables}', '[{"table": "public.units", "equal": true, "shards_differ": ["b"]}, {"table": "public.orders", "equal": true, "misplaced_rows": 2}]')`)
+	must(t, err)
+	dry, err := c.Rollback(ctx, w.job, cutover.Attempt{DryRun: true})
+	must(t, err)
+	if !hasFinding(dry.Findings, "reference-differs") || !hasFinding(dry.Findings, "misplaced-rows") || tenant.Blocks(dry.Findings) {
+		t.Errorf("findings: %+v", dry.Findings)
+	}
 	w.verified(t, true, time.Now())
 	_, err = w.pool.Exec(ctx, `UPDATE rehome_control.verifications SET result = result - 'direction'`)
 	must(t, err)

@@ -181,6 +181,9 @@ func (a *App) verificationText(v tenant.Verification) {
 		if t.Skipped != "" {
 			a.Print.Textf("  %s: rows not compared: %s", t.Table, t.Skipped)
 		}
+		if len(t.ShardsDiffer) > 0 {
+			a.Print.Textf("  %s: the rows of shard %s are not the home shard's; after a rollback: rehome verify --repair", t.Table, strings.Join(t.ShardsDiffer, ", "))
+		}
 		for _, d := range t.Differences {
 			where := ""
 			if d.Shard != "" {
