@@ -227,7 +227,8 @@ func (a *Attempt) lockOnce(ctx context.Context, mode string, timeout time.Durati
 		}
 		retry = true
 	}
-	if _, undo := script(ctx, a.fence, "ROLLBACK TO SAVEPOINT rehome_lock"); undo != nil {
+	// Released, too: else the next try's savepoint would lie within it, and what follows belong to it.
+	if _, undo := script(ctx, a.fence, "ROLLBACK TO SAVEPOINT rehome_lock;\nRELEASE SAVEPOINT rehome_lock"); undo != nil {
 		return false, fmt.Errorf("roll back to the savepoint: %w", undo)
 	}
 	if err == nil {

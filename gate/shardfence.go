@@ -55,7 +55,14 @@ func (f *ShardFence) Lock(ctx context.Context, deadline time.Time) error {
 	if err := setLocal(ctx, f.a.fence, "statement_timeout", time.Until(deadline)); err != nil {
 		return err
 	}
-	return f.a.lockTables(ctx, deadline)
+	if err := f.a.lockTables(ctx, deadline); err != nil || len(f.a.tables) == 0 {
+		return err
+	}
+	// By the gate's xmin the statements of Shut are recognised: it must be the transaction's own.
+	if err := f.a.Script(ctx, "RELEASE SAVEPOINT rehome_lock;\n"); err != nil {
+		return fmt.Errorf("release the savepoint: %w", err)
+	}
+	return nil
 }
 
 // Shut moves the shard's gate to (e+1, closed), makes the fence stand on every table and commits: writers that waited get

@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/rehomedb/rehome/gate"
 	"github.com/rehomedb/rehome/tenant"
 )
 
@@ -188,6 +189,23 @@ func TestBackRefusesSchemaChanges(t *testing.T) {
 		_, err := c.Exec(t.Context(), sql)
 		if err == nil || !strings.Contains(err.Error(), "RH003") {
 			t.Errorf("%s: %v", sql, err)
+		}
+	}
+	for _, name := range []string{"rehome gate shard", "rehome-setup-" + b.id} { // a name is not a pass
+		exec(t, c, `SELECT set_config('application_name', $1, false)`, name)
+		if _, err := c.Exec(t.Context(), `ALTER TABLE items ADD COLUMN extra int`); err == nil || !strings.Contains(err.Error(), "RH003") {
+			t.Errorf("as %s: %v", name, err)
+		}
+	}
+	exec(t, c, `RESET application_name`)
+	shard, err := gate.ShardSession(within(t), b.shards[0].DSN) // what moves the gate sets its fence
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = shard.Close(context.Background()) }()
+	for epoch, side := range []gate.Side{gate.SideClosed, gate.SideTarget} {
+		if hit, err := gate.Follow(within(t), shard, gate.State{Epoch: int64(3 + epoch), Side: side, Attempt: "again"}); err != nil || !hit {
+			t.Errorf("follow to %s: %v, %v", side, hit, err)
 		}
 	}
 	for _, sql := range []string{

@@ -12,14 +12,15 @@ import (
 // change replicated tables are refused there while it is open; where they are not, a change is noticed (watchSchema).
 
 // refuseDDL makes the event triggers. Indexes, views, functions, temporary tables and what belongs to extensions are let
-// through: they do not change what rows are like. So are our own sessions: their names tell, or the pass of the fence.
+// through: they do not change what rows are like. So is whoever has the fence's pass, and the transaction that moves the gate:
+// the fence's own triggers follow in it. A name would not do: anybody can take one.
 const refuseDDL = `
 CREATE OR REPLACE FUNCTION rehome.back_refuse() RETURNS event_trigger LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $f$
 DECLARE
 	what text;
 BEGIN
-	IF current_setting('application_name') ~ '^rehome( gate|-)' OR EXISTS (SELECT FROM rehome.gate g
-			WHERE g.pass_hash = sha256(convert_to(coalesce(current_setting('rehome.pass', true), ''), 'UTF8'))) THEN
+	IF EXISTS (SELECT FROM rehome.gate g WHERE g.pass_hash = sha256(convert_to(coalesce(current_setting('rehome.pass', true), ''), 'UTF8'))
+			OR g.xmin = pg_current_xact_id_if_assigned()::xid) THEN
 		RETURN;
 	END IF;
 	IF tg_event = 'sql_drop' THEN

@@ -97,6 +97,9 @@ func (d *Doctor) checkShardGate(r *replication, source *gate.State, v *shardView
 	}
 	f.add(tenant.Blocking, "shard-fence", object, fixIt+" makes the fences agree with the shard's gate", "the shard %s: %s", says, someOf(wrong)).mayPass().fix(func(ctx context.Context) error {
 		return visit(ctx, gate.ShardSession, v.dsn, func(ctx context.Context, conn *pgx.Conn) error {
+			if err := gate.SetPass(ctx, conn, d.pass(r.database)); err != nil { // an open way back refuses changes of the tables
+				return err
+			}
 			_, err := gate.FenceShardTables(ctx, conn)
 			return err
 		})
@@ -138,6 +141,9 @@ func (d *Doctor) settle(ctx context.Context, id string) error {
 // regate makes a shard's gate anew: closed, and open only if the source's gate says so.
 func (d *Doctor) regate(ctx context.Context, r *replication, v *shardView) error {
 	err := visit(ctx, gate.ShardSession, v.dsn, func(ctx context.Context, conn *pgx.Conn) error {
+		if err := gate.SetPass(ctx, conn, d.pass(r.database)); err != nil {
+			return err
+		}
 		if err := gate.InstallShard(ctx, conn, d.pass(r.database)); err != nil {
 			return err
 		}
