@@ -88,6 +88,10 @@ memory: setup ## Copy 5 GB and apply one transaction of 1M rows; the server's me
 matrix: setup ## Move a database from every version of Postgres to every version: MATRIX="13 15 17 18" (fetches what is missing)
 	scripts/matrix
 
+.PHONY: long
+long: setup ## All tests, with those that make test leaves out for their length
+	REHOME_LONG=1 go test -count=1 -p 1 -timeout 60m $(PKG)
+
 .PHONY: protocol
 protocol: setup ## Every death at every step of cutover and rollback, and the protocol's model with one attempt more
 	REHOME_LONG=1 go test -count=1 -v -timeout 40m -run '^(TestModel|TestDeath.*|TestSessions.*|TestRollback.*)$$' ./server/cutover

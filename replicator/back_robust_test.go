@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"strings"
 	"testing"
 
@@ -82,6 +83,9 @@ func TestBackKilled(t *testing.T) {
 
 // TestBackServersRestart restarts the source and the shards' server, at once and without a word, while clients write.
 func TestBackServersRestart(t *testing.T) {
+	if os.Getenv("REHOME_LONG") == "" {
+		return // make long
+	}
 	t.Parallel()
 	settings := map[string]string{"fsync": "on", "wal_level": "logical"}
 	source, shard := pgcluster.StartT(t, pgcluster.Options{Fsync: true, Settings: settings}), pgcluster.StartT(t, pgcluster.Options{Fsync: true, Settings: settings})
@@ -301,6 +305,9 @@ func TestBackDiscardLeavesNothing(t *testing.T) {
 
 // TestBackNamesWhoIsInTheWay of a shard's slot.
 func TestBackNamesWhoIsInTheWay(t *testing.T) {
+	if os.Getenv("REHOME_LONG") == "" {
+		return // make long
+	}
 	t.Parallel()
 	shard := pgcluster.StartT(t, pgcluster.Options{})
 	r := newRig(t, 1, tenant.ReplicationOptions{}, itemsDDL)

@@ -3,6 +3,7 @@ package replicator_test
 import (
 	"context"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -173,6 +174,9 @@ func TestCopyJobsWhileRunning(t *testing.T) {
 
 // TestLaggingStandbyHoldsTheCopy: a standby that does not replay for a while is behind; the copy waits for it.
 func TestLaggingStandbyHoldsTheCopy(t *testing.T) {
+	if os.Getenv("REHOME_LONG") == "" {
+		return // make long
+	}
 	t.Parallel()
 	src := pgcluster.StartT(t, pgcluster.Options{})
 	standby := pgcluster.StartStandbyT(t, src, "replica", nil)

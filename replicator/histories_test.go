@@ -15,7 +15,7 @@ import (
 
 // realHistories is how many histories TestHistoriesOnPostgres applies; REHOME_REAL_HISTORIES sets another number,
 // REHOME_SEED the first history's seed.
-const realHistories = 120
+const realHistories = 50
 
 // TestHistoriesOnPostgres is TestHistories with a real source and two real shards. Lanes are held back at random, so that
 // transactions gather to groups, and the engine is stopped in the middle of some histories.

@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"errors"
+	"os"
 	"syscall"
 	"testing"
 	"time"
@@ -102,6 +103,9 @@ func TestEverythingDiesOnce(t *testing.T) {
 // TestServerDiesBehindTheFence kills the server between the fence and the decision. The source opens again by itself,
 // the next server settles the attempt at the gate, and the cutover can be had again.
 func TestServerDiesBehindTheFence(t *testing.T) {
+	if os.Getenv("REHOME_LONG") == "" {
+		return // make long
+	}
 	t.Parallel()
 	r := newCrashRig(t, 1)
 	r.mustApproved(r.args...)

@@ -113,7 +113,7 @@ func TestKillTable(t *testing.T) {
 }
 
 // sampleRows is what fits among the other tests: some seconds each.
-const sampleRows = 7
+const sampleRows = 3
 
 // sample keeps the first rows, with another victim each.
 func sample(rows []killRow) []killRow {

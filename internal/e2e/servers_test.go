@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"os"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -241,6 +242,9 @@ func TestOwnerSleeps(t *testing.T) {
 
 // TestOwnerSleepsInTheCopy does the same while tables are copied.
 func TestOwnerSleepsInTheCopy(t *testing.T) {
+	if os.Getenv("REHOME_LONG") == "" {
+		return // make long
+	}
 	t.Parallel()
 	// Not the shared cluster: while a backend cannot send to a client that is stopped, no database can be dropped there.
 	w := newTwoServers(t, pgcluster.StartT(t, pgcluster.Options{}), `CREATE TABLE items (realm_id text NOT NULL, id bigint NOT NULL, n int, pad text, PRIMARY KEY (realm_id, id));
@@ -281,6 +285,9 @@ func TestOwnerSleepsInTheCopy(t *testing.T) {
 // TestOwnerSleepsInATransaction stops the owner while its lane is in the middle of a transaction and holds the locks that
 // fence it: whoever takes over ends that session.
 func TestOwnerSleepsInATransaction(t *testing.T) {
+	if os.Getenv("REHOME_LONG") == "" {
+		return // make long
+	}
 	t.Parallel()
 	w := newTwoServers(t, shared, twoServersDDL)
 	w.begin()

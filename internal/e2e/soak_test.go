@@ -43,6 +43,9 @@ var soakBounds = struct {
 
 // TestSoak writes at a steady rate for REHOME_SOAK_SECONDS and shows the figures at the start, in the middle and in the end.
 func TestSoak(t *testing.T) {
+	if os.Getenv("REHOME_SOAK_SECONDS") == "" && os.Getenv("REHOME_LONG") == "" {
+		return // make soak, make long
+	}
 	t.Parallel()
 	seconds := envInt(t, "REHOME_SOAK_SECONDS", 15)
 	size := tortureSize{length: time.Duration(seconds) * time.Second, realms: 16, bulk: 5000, big: 2000, clients: 5, think: 50 * time.Millisecond, settle: patience}
