@@ -63,10 +63,13 @@ func TestTruncateOfALaterPartition(t *testing.T) {
 // TestPartitionWithoutATruncateTrigger cannot give a new partition its trigger: its owner gets it, and is told.
 func TestPartitionWithoutATruncateTrigger(t *testing.T) {
 	t.Parallel()
-	r, _ := ddlRig(t)
+	r := newRig(t, 2, tenant.ReplicationOptions{Reference: []string{"public.plans*"}, Exclude: []string{"public.scratch*"}}, ddlSetup)
+	_, stop := r.start()
+	r.waitPhase(tenant.InSync)
 	exec(t, r.srcDB, `ALTER FUNCTION rehome.note_truncation() RENAME TO note_away`)
 	exec(t, r.srcDB, `CREATE TABLE log_2 PARTITION OF log FOR VALUES FROM ('2021-01-01') TO ('2022-01-01'); INSERT INTO log VALUES ('r1', '2021-01-01', 1)`)
 	r.waitPhase(tenant.Paused)
+	stop() // it notes for what it paused before it ends
 	st := r.jour.phase()
 	if !strings.Contains(st.Reason, "partition public.log_2") || !strings.Contains(st.Reason, "note_truncation") {
 		t.Fatalf("paused: %+v", st)
