@@ -109,6 +109,10 @@ func (s *Server) ask(kind string) func(context.Context, *askInput) (*commandOutp
 				return nil, err
 			}
 		}
+		if kind == api.CommandCancel {
+			args.SourceDestroyed = body.SourceDestroyed
+			note(ctx, "source_destroyed", body.SourceDestroyed)
+		}
 		if kind == api.CommandComplete {
 			args.DropFence, args.SourceDestroyed = body.DropFence, body.SourceDestroyed
 			note(ctx, "source_destroyed", body.SourceDestroyed)

@@ -326,7 +326,7 @@ type CommandRequest struct {
 
 	Reason          string `json:"reason,omitempty"`
 	DropFence       bool   `json:"drop_fence,omitempty" doc:"complete: also let the old side accept writes again (takes a challenge)"`
-	SourceDestroyed bool   `json:"source_destroyed,omitempty" doc:"complete: the old side is gone for good; where a cutover or rollback is in doubt the new side is opened, and what it had not received is lost (takes a challenge)"`
+	SourceDestroyed bool   `json:"source_destroyed,omitempty" doc:"complete: the old side is gone for good; where a cutover or rollback is in doubt the new side is opened, and what it had not received is lost (takes a challenge); cancel: the new side is emptied and nothing is dropped at the old side"`
 
 	Approval Approval `json:"approval,omitzero"` // of complete with drop_fence or source_destroyed
 }

@@ -15,7 +15,7 @@ const (
 type CommandArgs struct {
 	Reason          string `json:"reason,omitempty"`           // pause: why
 	DropFence       bool   `json:"drop_fence,omitempty"`       // complete: also let the old side accept writes again
-	SourceDestroyed bool   `json:"source_destroyed,omitempty"` // complete: the source is gone for good, as a person declares
+	SourceDestroyed bool   `json:"source_destroyed,omitempty"` // complete, cancel: the source is gone for good, as a person declares
 	DryRun          bool   `json:"dry_run,omitempty"`          // cutover: findings only
 	MaxPauseMS      int64  `json:"max_pause_ms,omitempty"`     // cutover, rollback
 	NoWayBack       bool   `json:"no_way_back,omitempty"`      // cutover

@@ -76,11 +76,8 @@ func (n *Notifier) publish(ctx context.Context, found []progress.Stored, last in
 // tell makes the deliveries and mails of one event.
 func (n *Notifier) tell(ctx context.Context, tx pgx.Tx, x news) error {
 	switch x.topic {
-	case CutoverTakenBack:
-		// A rehearsal takes itself back: that is its end, and no news.
-		var rehearsed bool
-		err := tx.QueryRow(ctx, `SELECT coalesce((SELECT direction = 'rehearsal' FROM rehome_control.cutovers WHERE replication = $1 ORDER BY started_at DESC LIMIT 1), false)`, x.replication).Scan(&rehearsed)
-		if err != nil || rehearsed {
+	case CutoverTakenBack, RollbackTakenBack:
+		if ok, err := takenBack(ctx, tx, x); err != nil || !ok {
 			return err
 		}
 	case Paused:
@@ -98,6 +95,21 @@ func (n *Notifier) tell(ctx context.Context, tx pgx.Tx, x news) error {
 		return err
 	}
 	return n.mail(ctx, tx, x)
+}
+
+// takenBack reports whether what a phase says was taken back was an attempt of that kind. A rehearsal takes itself back: that
+// is its end, and no news.
+func takenBack(ctx context.Context, tx pgx.Tx, x news) (ok bool, err error) {
+	if x.facts.Attempt == "" { // of a server that did not name it yet: the newest
+		err = tx.QueryRow(ctx, `SELECT coalesce((SELECT direction <> 'rehearsal' FROM rehome_control.cutovers WHERE replication = $1 ORDER BY started_at DESC LIMIT 1), true)`, x.replication).Scan(&ok)
+		return ok, err
+	}
+	direction := "cutover"
+	if x.topic == RollbackTakenBack {
+		direction = "rollback"
+	}
+	err = tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM rehome_control.cutovers WHERE attempt = $1 AND direction = $2)`, x.facts.Attempt, direction).Scan(&ok)
+	return ok, err
 }
 
 func (n *Notifier) firstTime(ctx context.Context, tx pgx.Tx, x news) (bool, error) {

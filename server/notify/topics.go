@@ -77,6 +77,8 @@ type facts struct {
 	Remedy string       `json:"remedy"`
 	Asked  bool         `json:"asked"` // a person wanted it
 
+	Attempt string `json:"attempt"` // that ended with the phase
+
 	Clean        *bool  `json:"clean"`
 	Differs      *bool  `json:"differs"`
 	Unfinished   int    `json:"unfinished_tables"`

@@ -87,3 +87,29 @@ func TestRefusedMovesAreNoAttempts(t *testing.T) {
 		t.Errorf("was cutting over %d times", n)
 	}
 }
+
+// A source that died before a cutover does not keep its replication from being cancelled: the target is emptied.
+func TestCancelWithoutTheSource(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, itemsDDL)
+	stop := w.serve("a")
+	w.waitPhase(tenant.InSync)
+	if _, problem := w.answer(w.ask(api.CommandCancel, api.CommandArgs{SourceDestroyed: true})); problem == nil || problem.Code != "source-reachable" {
+		t.Errorf("while the source answers: %+v", problem)
+	}
+	stop()
+	w.loseSource()
+	w.serve("b")
+	if _, problem := w.answer(w.ask(api.CommandCancel, api.CommandArgs{SourceDestroyed: true})); problem != nil {
+		t.Errorf("cancel: %+v", problem)
+	}
+	if st := w.state(); st.Phase != tenant.Cancelled {
+		t.Errorf("state: %+v", st)
+	}
+	if n := scalar[int](t, open(t, w.target), `SELECT count(*)::int FROM pg_class WHERE relname = 'items'`); n != 0 {
+		t.Error("what was copied is left")
+	}
+	if n := scalar[int](t, w.source, `SELECT count(*)::int FROM pg_replication_slots WHERE slot_name = $1`, "rehome_"+w.id); n != 1 {
+		t.Errorf("%d slots at the source, which was to be left alone", n)
+	}
+}

@@ -205,7 +205,7 @@ func (r *runner) end(ctx context.Context, c command, jobs *jobs) (tenant.State, 
 		if !replicator.IsRetryable(err) || time.Since(began) > cleanUpPatience {
 			te := tenant.AsError(err)
 			reason := "to " + c.Kind + " is not finished: " + te.Error()
-			remedy := "make both sides reachable, then: rehome " + c.Kind + "-replication"
+			remedy := "make both sides reachable, then: rehome " + c.Kind + "-replication; if the source is gone for good: rehome cancel-replication --force source-destroyed"
 			if c.Kind == api.CommandComplete {
 				remedy = "make both sides reachable, then: rehome complete; if the source is gone for good: rehome complete --force source-destroyed"
 			}
@@ -238,6 +238,9 @@ func (r *runner) cleanUp(ctx context.Context, c command) error {
 	// another might have ended this replication and begun the next one on the same database.
 	if err := r.journal.held(ctx); err != nil {
 		return err
+	}
+	if c.Args.SourceDestroyed && c.Kind == api.CommandCancel {
+		return r.cancelShards(ctx, rec.database)
 	}
 	if c.Args.SourceDestroyed {
 		return r.cleanUpShards(ctx, e)

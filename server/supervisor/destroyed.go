@@ -12,8 +12,8 @@ import (
 	"github.com/rehomedb/rehome/tenant"
 )
 
-// A source that was destroyed cannot be asked, and nothing can be dropped there. A person may say so: complete then ends the
-// move with the shards alone, and where the outcome of an attempt is in doubt the target is opened first.
+// A source that was destroyed cannot be asked, and nothing can be dropped there. A person may say so: cancel, while
+// the source has the authority, and complete, after the cutover, then end the move with the shards alone, and where the outcome of an attempt is in doubt the target is opened first.
 
 // sourceGone refuses while the source answers.
 func (r *runner) sourceGone(ctx context.Context) error {
@@ -56,6 +56,17 @@ func (r *runner) forced(ctx context.Context) (done bool, err error) {
 		return true, r.decided(ctx, true) // the command itself is executed next, and completes
 	}
 	return false, nil
+}
+
+// cancelShards is cancel for a source that is gone for good: what was copied goes, and what was made at the source stays there.
+func (r *runner) cancelShards(ctx context.Context, database string) error {
+	if err := r.back.DiscardShards(ctx); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	if err := r.journal.held(ctx); err != nil {
+		return err
+	}
+	return r.s.cfg.Catalogue.ResetDatabase(ctx, database)
 }
 
 // cleanUpShards is complete for a source that is gone: everything at the shards is dropped.

@@ -162,6 +162,14 @@ func (j *journal) observe(ctx context.Context, o tenant.Observation, also func(p
 		if o.Kind == tenant.AskedPause { // a person knows already
 			data["asked"] = true
 		}
+		if was.Phase == tenant.CuttingOver || was.Phase == tenant.RollingBack {
+			// The next attempt begins with a phase of its own, so the newest is the one that ended.
+			var attempt string
+			if err := tx.QueryRow(ctx, `SELECT coalesce((SELECT attempt FROM rehome_control.cutovers WHERE replication = $1 ORDER BY started_at DESC LIMIT 1), '')`, j.id).Scan(&attempt); err != nil {
+				return err
+			}
+			data["attempt"] = attempt
+		}
 		return j.note(ctx, tx, "phase", data)
 	})
 	if err != nil {

@@ -194,10 +194,18 @@ func newAskCommand(a *App, v verb) *cobra.Command {
 		Use: v.name + " [ID]", Short: v.short, Args: rangeArgs(0, "ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.args(args)
+			if len(o.force) > 0 {
+				if err := o.destroyed("Cancel replication %s without the source, which is gone for good? What was copied is dropped. Should the source still be there, it keeps its data and the writes, and also slot, publication and all else that was made at it: the slot holds back WAL until somebody drops it."); err != nil {
+					return err
+				}
+			}
 			return runAsk(cmd.Context(), a, o)
 		},
 	}
 	o.flags(cmd.Flags())
+	if v.path == "cancel" {
+		cmd.Flags().StringSliceVar(&o.force, "force", nil, "go on in spite of: "+forceSourceDestroyed+" (slot, publication and the rest stay at the source, should it still be there)")
+	}
 	if v.path == "pause" {
 		cmd.Flags().StringVar(&o.request.Reason, "reason", "", "why, for those who look later")
 	}
@@ -205,6 +213,17 @@ func newAskCommand(a *App, v verb) *cobra.Command {
 		cmd.Flags().BoolVarP(&o.yes, "yes", "y", false, "do not ask")
 	}
 	return cmd
+}
+
+// destroyed makes the request one for a source that is gone for good, if that is what --force says.
+func (o *askOptions) destroyed(question string) error {
+	for _, f := range o.force {
+		if f != forceSourceDestroyed {
+			return usage("bad-force", "write "+forceSourceDestroyed, "there is nothing called %q to override", f)
+		}
+	}
+	o.request.SourceDestroyed, o.verb.question = true, question
+	return nil
 }
 
 // forceSourceDestroyed declares that the old side is gone for good.
@@ -219,12 +238,10 @@ func newCompleteCommand(a *App) *cobra.Command {
 			"cannot be asked, that opens the new side: what it had not received is lost, and should the old side come back, both may accept writes. That takes a code.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.args(args)
-			for _, f := range o.force {
-				if f != forceSourceDestroyed {
-					return usage("bad-force", "write "+forceSourceDestroyed, "there is nothing called %q to override", f)
+			if len(o.force) > 0 {
+				if err := o.destroyed("Complete replication %s without the old side, which is gone for good? What the new side has not received is lost; should the old side come back, both may accept writes."); err != nil {
+					return err
 				}
-				o.request.SourceDestroyed = true
-				o.verb.question = "Complete replication %s without the old side, which is gone for good? What the new side has not received is lost; should the old side come back, both may accept writes."
 			}
 			return runAsk(cmd.Context(), a, o)
 		},
