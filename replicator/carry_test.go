@@ -2,6 +2,7 @@ package replicator_test
 
 import (
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 
@@ -110,6 +111,9 @@ func TestLanesDoNotWaitInACircle(t *testing.T) {
 
 // TestMoreIsCarriedThanMayWait moves more than lanes may have on the way, both ways at once.
 func TestMoreIsCarriedThanMayWait(t *testing.T) {
+	if os.Getenv("REHOME_LONG") == "" {
+		return // make long
+	}
 	t.Parallel()
 	r := newRig(t, 2, tenant.ReplicationOptions{}, itemsDDL)
 	e, _ := r.start()

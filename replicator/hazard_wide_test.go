@@ -2,6 +2,7 @@ package replicator_test
 
 import (
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 
@@ -52,6 +53,9 @@ func TestHazardWideTables(t *testing.T) {
 
 // TestHazardLargeValue copies and streams values of tens of megabytes.
 func TestHazardLargeValue(t *testing.T) {
+	if os.Getenv("REHOME_LONG") == "" {
+		return // make long
+	}
 	const text = `(SELECT string_agg(md5(g::text || $$%s$$), E'\n\t\\"日') FROM generate_series(1, 1000000) g)`
 	hazard{
 		before: `CREATE TABLE large (realm_id text NOT NULL, id int NOT NULL, val text, raw bytea, PRIMARY KEY (realm_id, id)); ALTER TABLE large ALTER val SET STORAGE EXTERNAL;

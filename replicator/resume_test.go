@@ -2,6 +2,7 @@ package replicator_test
 
 import (
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 
@@ -149,6 +150,9 @@ func TestChunkThatOnlyOneShardHas(t *testing.T) {
 
 // TestServersRestartWhileCopying restarts the source, and then a shard, in the middle of a chunked copy.
 func TestServersRestartWhileCopying(t *testing.T) {
+	if os.Getenv("REHOME_LONG") == "" {
+		return // make long
+	}
 	t.Parallel()
 	src := pgcluster.StartT(t, pgcluster.Options{})
 	dst := pgcluster.StartT(t, pgcluster.Options{Fsync: true})
