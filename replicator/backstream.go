@@ -31,19 +31,7 @@ func (e *Engine) checkShard(ctx context.Context) error {
 	if id.Timeline != was.Timeline {
 		return stop("other-timeline", again, "the source is on timeline %d now, it was on %d: it was restored or failed over", id.Timeline, was.Timeline)
 	}
-	c, err := e.src.conn(ctx, "setup")
-	if err != nil {
-		return err
-	}
-	defer closeSoon(c)
-	slot, err := e.src.slotState(ctx, c)
-	if err == nil {
-		err = e.checkSlot(slot)
-	}
-	if err != nil {
-		return err
-	}
-	return e.src.freeSlot(ctx, c)
+	return e.takeSlot(ctx)
 }
 
 // loadShard describes the shard as it is now. It cannot change while the way back is open: see Prepare.

@@ -412,6 +412,11 @@ func (e *Engine) checkOrigin(ctx context.Context) error {
 		return stop("other-timeline", "make sure that the promoted server has every transaction of the former one, then "+again,
 			"the source is on timeline %d now, it was on %d: it was restored or failed over", id.Timeline, origin.Timeline)
 	}
+	return e.takeSlot(ctx)
+}
+
+// takeSlot makes sure that the slot can go on, and ends whoever still reads it.
+func (e *Engine) takeSlot(ctx context.Context) error {
 	c, err := e.src.conn(ctx, "setup")
 	if err != nil {
 		return err

@@ -57,7 +57,7 @@ func newRollbackCommand(a *App) *cobra.Command {
 	var o cutoverOptions
 	cmd := &cobra.Command{
 		Use: "rollback [ID]", Short: "Give the writes back to the old side after a cutover (code needed)",
-		Long: "Give the writes back to the old side after a cutover: they pause for well under a second and go on there, with everything that was written since.\n" +
+		Long: "Give the writes back to the old side after a cutover: they pause, at most for --max-pause, and go on there, with everything that was written since.\n" +
 			"It succeeds or restores the former state (exit code 7). It needs a way back that works and is close behind, a fresh verification (rehome verify), and a schema\n" +
 			"that is the same on both sides. Replication then goes on from the old side to the new one: cutover may be tried again, cancel-replication ends it.",
 		Example: "  rehome rollback --dry-run\n  rehome rollback",
