@@ -58,6 +58,7 @@ type Attempt struct {
 	looked     bool           // LastLook found nothing
 	replicated bool           // every visible standby had the COMMIT
 	heat       map[uint32]int // how often writers were seen holding a table
+	pairs      []pair         // the order in which writers were seen taking tables
 
 	mu       sync.Mutex
 	culprits []Culprit
@@ -171,6 +172,7 @@ func (a *Attempt) lockTables(ctx context.Context, deadline time.Time) error {
 		}
 		a.order()
 		a.tries++
+		began := time.Now()
 		retry, err := a.lockOnce(ctx, "SHARE ROW EXCLUSIVE", min(try, rest), a.arm())
 		if err == nil {
 			return nil
@@ -178,7 +180,8 @@ func (a *Attempt) lockTables(ctx context.Context, deadline time.Time) error {
 		if !retry {
 			return fmt.Errorf("lock the tables: %w", err)
 		}
-		pause := time.Now().Add(min(jitter(max(lockPause, try)+try/2), max(time.Until(deadline), 0)))
+		took := max(lockPause, time.Since(began))
+		pause := time.Now().Add(min(took+jitter(took/2), max(time.Until(deadline), 0)))
 		if err := a.feelFor(ctx, 2); err != nil {
 			return err
 		}

@@ -99,7 +99,8 @@ func (a *Attempt) blockers(ctx context.Context) ([]Culprit, error) {
 	return Blockers(ctx, a.second, a.pid)
 }
 
-// watch looks, by the second session, at who blocks the fence's statement until stop is called; stop waits for the watcher.
+// watch looks, by the second session, at who blocks the fence's statement until stop is called, and cancels the statement
+// if they wait for each other; stop waits for the watcher.
 func (a *Attempt) watch(ctx context.Context) (stop func()) {
 	done := make(chan struct{})
 	var g errgroup.Group
@@ -117,6 +118,18 @@ func (a *Attempt) watch(ctx context.Context) (stop func()) {
 				return nil
 			}
 			a.blame(found)
+			if len(found) == 0 {
+				continue
+			}
+			stuck, err := a.learn(ctx)
+			if err != nil {
+				return nil
+			}
+			if stuck {
+				// It would time out, and writers would wait until then. It ends as by a timeout.
+				_, _ = a.second.Exec(ctx, `SELECT pg_catalog.pg_cancel_backend($1::int)`, int32(a.pid))
+				return nil
+			}
 		}
 	})
 	return func() {

@@ -56,7 +56,8 @@ func TestMend(t *testing.T) {
 			exec(t, r.srcDB, `UPDATE seat SET slot = (-slot) % 60`)           // all values of the unique index go round, large values unchanged
 			exec(t, r.srcDB, `UPDATE seat SET realm_id = 'r1' WHERE id = 30`) // with its large value on the way
 			r.waitPhase(tenant.Paused)
-			if st := r.jour.phase(); !strings.Contains(st.Reason, "is not there") || !strings.Contains(st.Remedy, "verify --repair") {
+			// Which lane comes first to what was broken is open: rows are missing, and one that nobody asked for is there.
+			if st := r.jour.phase(); !strings.Contains(st.Reason, "is not there") && !strings.Contains(st.Reason, "duplicate key") || !strings.Contains(st.Remedy, "verify --repair") {
 				t.Fatalf("paused: %+v", st)
 			}
 			stop()
