@@ -10,6 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/rehomedb/rehome/otp"
 	"github.com/rehomedb/rehome/progress"
 	"github.com/rehomedb/rehome/server/api"
 	"github.com/rehomedb/rehome/tenant"
@@ -133,10 +134,7 @@ func (s *Server) ask(kind string) func(context.Context, *askInput) (*commandOutp
 			if err != nil {
 				return nil, err
 			}
-			if err := s.otp.Use(ctx, s.pool, grant); err != nil {
-				return nil, err
-			}
-			args.ApprovedBy, args.Grant = grant.ApprovedBy, grant.ID
+			return s.approvedCommand(ctx, r, kind, args, grant)
 		}
 		return s.command(ctx, r, kind, args)
 	}
@@ -145,12 +143,25 @@ func (s *Server) ask(kind string) func(context.Context, *askInput) (*commandOutp
 // command hands a request to the replication's worker. A request of the same kind that is not finished yet is answered
 // instead of a second one, unless it carries a person's approval: that belongs to one execution.
 func (s *Server) command(ctx context.Context, r api.Replication, kind string, args api.CommandArgs) (*commandOutput, error) {
+	return s.handOver(ctx, r, kind, args, func(context.Context, pgx.Tx) error { return nil })
+}
+
+// approvedCommand hands over what a person approved. The approval is used up if and only if the command is there.
+func (s *Server) approvedCommand(ctx context.Context, r api.Replication, kind string, args api.CommandArgs, grant otp.Grant) (*commandOutput, error) {
+	args.ApprovedBy, args.Grant = grant.ApprovedBy, grant.ID
+	return s.handOver(ctx, r, kind, args, func(ctx context.Context, tx pgx.Tx) error { return s.otp.Use(ctx, tx, grant) })
+}
+
+func (s *Server) handOver(ctx context.Context, r api.Replication, kind string, args api.CommandArgs, first func(context.Context, pgx.Tx) error) (*commandOutput, error) {
 	encoded, err := json.Marshal(args)
 	if err != nil {
 		return nil, fmt.Errorf("encode the command: %w", err)
 	}
 	var id string
 	err = pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
+		if err := first(ctx, tx); err != nil {
+			return err
+		}
 		// The lock makes the look-up and the insert one step.
 		if _, err := tx.Exec(ctx, `SELECT 1 FROM rehome_control.replications WHERE id = $1 FOR UPDATE`, r.ID); err != nil {
 			return err

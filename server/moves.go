@@ -63,11 +63,8 @@ func (s *Server) move(ctx context.Context, action string, in *cutoverInput) (*co
 	if err != nil {
 		return nil, err
 	}
-	if err := s.otp.Use(ctx, s.pool, grant); err != nil {
-		return nil, err
-	}
-	return s.command(ctx, r, action, api.CommandArgs{
-		MaxPauseMS: body.MaxPauseMS, NoWayBack: body.NoWayBack, Rehearse: body.Rehearse, ApprovedBy: grant.ApprovedBy, Grant: grant.ID,
+	return s.approvedCommand(ctx, r, action, api.CommandArgs{
+		MaxPauseMS: body.MaxPauseMS, NoWayBack: body.NoWayBack, Rehearse: body.Rehearse,
 		Verification: body.Verification, VerificationDigest: body.VerificationDigest, PlacementEpoch: body.PlacementEpoch,
-	})
+	}, grant)
 }
