@@ -1,0 +1,218 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Workload is one letter of the report.
+type Workload interface {
+	ID() string
+	// Prepare loads what the rounds need, once.
+	Prepare(ctx context.Context, b *Bench) error
+	// Round lets each contender have its turn. A contender that fails is a sample without a figure; an error ends the run.
+	Round(ctx context.Context, b *Bench, round int) error
+	// Report is the workload's part of the report, made of the samples.
+	Report(r *Results) []Section
+	// Aims are judged by the samples.
+	Aims(r *Results) []Aim
+}
+
+// Section of the report: text, then a table, either may be empty.
+type Section struct {
+	Title string
+	Text  string
+	Head  []string
+	Rows  [][]string
+}
+
+// Bench is one run of the benchmark.
+type Bench struct {
+	Options   Options
+	Rig       *Rig
+	Results   *Results
+	workloads []Workload
+	out       io.Writer
+	began     time.Time
+	machine   Machine
+}
+
+// New starts the clusters.
+func New(ctx context.Context, o Options, out io.Writer) (*Bench, error) {
+	b := &Bench{Options: o, Results: &Results{}, out: out, began: time.Now()}
+	for _, w := range all() {
+		if len(o.Workloads) == 0 || slices.Contains(o.Workloads, w.ID()) {
+			b.workloads = append(b.workloads, w)
+		}
+	}
+	if len(b.workloads) == 0 {
+		return nil, fmt.Errorf("there is no workload %s", strings.Join(o.Workloads, ","))
+	}
+	rig, err := StartRig(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	b.Rig = rig
+	b.machine = machineOf(ctx, rig)
+	return b, nil
+}
+
+// Run runs all rounds and removes the clusters.
+func (b *Bench) Run(ctx context.Context) (err error) {
+	defer func() { err = errors.Join(err, b.Rig.Close(b.Options.Keep)) }()
+	if b.Options.Keep {
+		b.Say("working directory %s", b.Rig.Dir)
+	}
+	for _, w := range b.workloads {
+		began := time.Now()
+		if err := w.Prepare(ctx, b); err != nil {
+			return fmt.Errorf("prepare %s: %w", w.ID(), err)
+		}
+		b.Say("%s prepared in %s", w.ID(), time.Since(began).Round(time.Second/10))
+	}
+	for round := 1; round <= b.Options.Rounds; round++ {
+		roundBegan := time.Now()
+		for _, w := range b.workloads {
+			if b.Options.Limit > 0 && time.Since(b.began) > b.Options.Limit {
+				b.Say("the time is up: no round %d of %s", round, w.ID())
+				continue
+			}
+			if err := w.Round(ctx, b, round); err != nil {
+				return fmt.Errorf("round %d of %s: %w", round, w.ID(), err)
+			}
+			if ctx.Err() != nil {
+				return fmt.Errorf("interrupted in round %d of %s: %w", round, w.ID(), context.Cause(ctx))
+			}
+		}
+		took := time.Since(roundBegan)
+		b.Say("round %d of %d took %s; about %s to go", round, b.Options.Rounds, took.Round(time.Second), (took * time.Duration(b.Options.Rounds-round)).Round(time.Second))
+		if err := b.Write(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Say writes a line about what goes on.
+func (b *Bench) Say(format string, args ...any) {
+	fmt.Fprintf(b.out, "%7.1fs  %s\n", time.Since(b.began).Seconds(), fmt.Sprintf(format, args...))
+}
+
+// Wants reports whether -contenders lets a contender run.
+func (b *Bench) Wants(name string) bool {
+	if len(b.Options.Contenders) == 0 {
+		return true
+	}
+	for _, part := range b.Options.Contenders {
+		if strings.Contains(strings.ToLower(name), strings.ToLower(part)) {
+			return true
+		}
+	}
+	return false
+}
+
+// Absent notes, once, that a contender does not run in a case.
+func (b *Bench) Absent(inCase, contender, why string) {
+	a := Absence{Case: inCase, Contender: contender, Why: why}
+	if !slices.Contains(b.Results.Missing, a) {
+		b.Results.Missing = append(b.Results.Missing, a)
+		b.Say("%s: %s does not run: %s", inCase, contender, why)
+	}
+}
+
+// Turn gives one contender its turn in a case: a checkpoint, then do, which begins and ends the clock, then check (may be nil),
+// then what do asked to be cleaned up. A failure becomes a sample without a figure. Only what the others' turns would suffer
+// from is an error: a clean-up that did not work.
+func (b *Bench) Turn(ctx context.Context, inCase, contender string, round int, do, check func(context.Context, *Run) error) error {
+	r := &Run{Rig: b.Rig, Case: inCase, Contender: contender, Round: round, Values: map[string]float64{}, names: map[string]string{}}
+	err := b.Rig.Checkpoint(ctx)
+	if err == nil {
+		turn, cancel := context.WithTimeoutCause(ctx, turnWithin, fmt.Errorf("not done within %s", turnWithin))
+		err = do(turn, r)
+		if err == nil && r.wall == 0 {
+			err = errors.New("the clock was not stopped")
+		}
+		if err == nil && check != nil {
+			err = check(turn, r)
+		}
+		cancel()
+	}
+	s := Sample{Case: inCase, Contender: contender, Round: round, Seconds: r.wall.Seconds(), CPU: r.cpu, Values: r.Values, At: time.Now()}
+	if err != nil {
+		s.Failed = err.Error()
+	}
+	// An interrupted run cleans up too.
+	tidy := context.WithoutCancel(ctx)
+	var errs []error
+	for _, fn := range slices.Backward(r.cleanup) {
+		errs = append(errs, fn(tidy))
+	}
+	if ctx.Err() != nil {
+		return errors.Join(append(errs, context.Cause(ctx))...) // what was under way then is no figure
+	}
+	b.Results.Add(s)
+	if !slices.ContainsFunc(b.Results.Commands, func(c Commands) bool { return c.Case == inCase && c.Contender == contender }) {
+		b.Results.Commands = append(b.Results.Commands, Commands{Case: inCase, Contender: contender, Lines: r.commands})
+	}
+	if err := b.keep(s); err != nil {
+		return err
+	}
+	if s.Failed != "" {
+		b.Say("%d %s, %s: no figure: %s", round, inCase, contender, s.Failed)
+	} else {
+		b.Say("%d %s, %s: %.2f s; CPU tool %.2f source %.2f targets %.2f control %.2f%s", round, inCase, contender, s.Seconds, s.CPU.Tool, s.CPU.Source, s.CPU.Targets, s.CPU.Control, values(s.Values))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("clean up after %s: %w", contender, err)
+	}
+	return nil
+}
+
+func values(v map[string]float64) string {
+	out := ""
+	for _, name := range sortedKeys(v) {
+		out += fmt.Sprintf("; %s %.4g", name, v[name])
+	}
+	return out
+}
+
+// keep appends a sample to the raw file.
+func (b *Bench) keep(s Sample) error {
+	if b.Options.Raw == "" {
+		return nil
+	}
+	f, err := os.OpenFile(b.Options.Raw, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644) //nolint:gosec // figures are no secret
+	if err != nil {
+		return fmt.Errorf("keep a sample: %w", err)
+	}
+	return errors.Join(json.NewEncoder(f).Encode(s), f.Close())
+}
+
+// Write writes the report of what there is so far.
+func (b *Bench) Write() error {
+	text := b.report()
+	if err := os.MkdirAll(filepath.Dir(b.Options.Out), 0o755); err != nil { //nolint:gosec // a report is no secret
+		return fmt.Errorf("write the report: %w", err)
+	}
+	if err := os.WriteFile(b.Options.Out, []byte(text), 0o644); err != nil { //nolint:gosec // the same
+		return fmt.Errorf("write the report: %w", err)
+	}
+	return nil
+}
+
+// Rotate turns a list so that each round begins with another one.
+func Rotate[T any](list []T, round int) []T {
+	if len(list) == 0 {
+		return nil
+	}
+	n := (round - 1) % len(list)
+	return append(slices.Clone(list[n:]), list[:n]...)
+}

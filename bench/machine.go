@@ -1,0 +1,76 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+)
+
+// Machine is what the figures were made on.
+type Machine struct {
+	Cores           int
+	CPUModel        string
+	MemoryGB        float64
+	Kernel          string
+	Filesystem      string // of the clusters
+	Commit          string
+	Versions        []string
+	ClusterSettings map[string]string
+}
+
+func machineOf(ctx context.Context, rig *Rig) Machine {
+	say := func(program string, args ...string) string {
+		cmd := exec.CommandContext(ctx, program, args...) //nolint:gosec // programs of the benchmark
+		out, err := cmd.CombinedOutput()
+		if err != nil && len(out) == 0 {
+			return "unknown"
+		}
+		line, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
+		return line
+	}
+	m := Machine{Cores: runtime.NumCPU(), Kernel: say("uname", "-sr"), Commit: say("git", "rev-parse", "--short", "HEAD"), ClusterSettings: settings()}
+	if say("git", "status", "--porcelain", "--untracked-files=no") != "" {
+		m.Commit += " with changes"
+	}
+	if out, err := exec.CommandContext(ctx, "df", "--output=fstype,source", rig.Source.Dir()).Output(); err == nil { //nolint:gosec // the cluster's own directory
+		lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+		m.Filesystem = strings.Join(strings.Fields(lines[len(lines)-1]), " on ")
+	}
+	m.CPUModel, m.MemoryGB = procField("/proc/cpuinfo", "model name"), 0
+	var kb float64
+	if _, err := fmt.Sscanf(procField("/proc/meminfo", "MemTotal"), "%f", &kb); err == nil {
+		m.MemoryGB = kb / 1e6
+	}
+	m.Versions = []string{say(rig.Tool("postgres"), "--version"), say(rig.Rehome, "version"), runtime.Version()}
+	return m
+}
+
+// procField is the first value of a name in a file of /proc.
+func procField(file, name string) string {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return "unknown"
+	}
+	for line := range strings.Lines(string(b)) {
+		if k, v, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(k) == name {
+			return strings.TrimSpace(v)
+		}
+	}
+	return "unknown"
+}
+
+func (m Machine) section() Section {
+	s := Section{Title: "Machine, versions, settings", Head: []string{"", ""}, Rows: [][]string{
+		{"cores", fmt.Sprintf("%d (%s)", m.Cores, m.CPUModel)}, {"memory", fmt.Sprintf("%.1f GB", m.MemoryGB)}, {"kernel", m.Kernel},
+		{"filesystem", m.Filesystem}, {"versions", strings.Join(m.Versions, "; ")},
+	}}
+	var set []string
+	for _, name := range sortedKeys(m.ClusterSettings) {
+		set = append(set, name+" = "+m.ClusterSettings[name])
+	}
+	s.Rows = append(s.Rows, []string{"settings of every cluster", strings.Join(set, ", ") + ", fsync = on, wal_level = logical; all else as initdb and internal/pgcluster leave it"})
+	return s
+}

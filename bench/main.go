@@ -1,0 +1,95 @@
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop) // a second interrupt ends at once
+	os.Exit(run(ctx, os.Args[1:], os.Stderr))
+}
+
+// Options are the flags.
+type Options struct {
+	Workloads  []string
+	Contenders []string // parts of names; empty: all
+	Rounds     int
+	Scale      float64 // fraction of the rows
+	Out        string
+	Raw        string // samples as JSON lines; "" none
+	Rehome     string // the program under test; "" builds it
+	Dir        string // where clusters live; "" the temporary directory
+	Keep       bool
+	Limit      time.Duration // no round of a workload begins after it
+	PeerLimit  float64       // peers that were slower than so many times the best peer in two rounds rest; 0: none rests
+}
+
+// all are the workloads in the order of the report.
+func all() []Workload {
+	return []Workload{&copyWorkload{data: DatasetA(), targets: []int{2, 3}}}
+}
+
+func parse(args []string, errs io.Writer) (Options, error) {
+	var o Options
+	var workloads, contenders string
+	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
+	fs.SetOutput(errs)
+	fs.StringVar(&workloads, "workloads", "", "only these, separated by commas (default: all)")
+	fs.StringVar(&contenders, "contenders", "", "only those whose name contains one of these, separated by commas; Rehome and the floor always run")
+	fs.IntVar(&o.Rounds, "rounds", 5, "how often each contender runs")
+	fs.Float64Var(&o.Scale, "scale", 1, "fraction of the rows")
+	fs.StringVar(&o.Out, "out", "bench/RESULTS.md", "the report")
+	fs.StringVar(&o.Raw, "raw", "", "also write every sample to this file, as JSON lines")
+	fs.StringVar(&o.Rehome, "rehome", "", "the program under test (default: built from this module)")
+	fs.StringVar(&o.Dir, "dir", "", "where the clusters live: some 15 GB at scale 1 (default: the temporary directory)")
+	fs.BoolVar(&o.Keep, "keep", false, "leave logs and the working directory behind")
+	fs.DurationVar(&o.Limit, "limit", 0, "begin no round of a workload after this time (default: none)")
+	fs.Float64Var(&o.PeerLimit, "rest", 1.3, "a peer that took this many times as long as the best peer in two rounds rests from then on; 0: none does")
+	if err := fs.Parse(args); err != nil {
+		return o, err
+	}
+	if fs.NArg() > 0 || o.Rounds < 1 || o.Scale <= 0 {
+		return o, fmt.Errorf("bad arguments: %s", strings.Join(args, " "))
+	}
+	o.Workloads, o.Contenders = split(workloads), split(contenders)
+	return o, nil
+}
+
+func split(s string) []string {
+	return slices.DeleteFunc(strings.Split(s, ","), func(p string) bool { return p == "" })
+}
+
+// run is the program; it returns the exit code. An interrupted run writes what it has.
+func run(ctx context.Context, args []string, out io.Writer) int {
+	o, err := parse(args, out)
+	if err != nil {
+		fmt.Fprintln(out, err)
+		return 2
+	}
+	b, err := New(ctx, o, out)
+	if err != nil {
+		fmt.Fprintln(out, "bench:", err)
+		return 1
+	}
+	err = b.Run(ctx)
+	if writeErr := b.Write(); writeErr != nil {
+		fmt.Fprintln(out, "bench:", writeErr)
+		return 1
+	}
+	if err != nil {
+		fmt.Fprintln(out, "bench:", err)
+		return 1
+	}
+	return 0
+}

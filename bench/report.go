@@ -1,0 +1,188 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Aim is a bound that the samples are held against.
+type Aim struct {
+	What     string
+	Bound    string // "≤ 0.85 × best peer"
+	Limit    float64
+	AtLeast  bool // else at most
+	Measured Spread
+	Unit     string
+	Note     string
+}
+
+// Verdict is met, not met, or not measured; by the median.
+func (a Aim) Verdict() string {
+	switch {
+	case a.Measured.N == 0:
+		return "not measured"
+	case a.AtLeast && a.Measured.Median >= a.Limit, !a.AtLeast && a.Measured.Median <= a.Limit:
+		return "met"
+	}
+	return "**not met**"
+}
+
+func sortedKeys[V any](m map[string]V) []string {
+	return slices.SortedFunc(maps.Keys(m), cmp.Compare[string])
+}
+
+// Seconds shows a Spread of seconds: "9.81 (9.60–10.2)".
+func (s Spread) String() string {
+	switch s.N {
+	case 0:
+		return "–"
+	case 1:
+		return digits(s.Median)
+	}
+	return fmt.Sprintf("%s (%s–%s)", digits(s.Median), digits(s.Min), digits(s.Max))
+}
+
+// Middle is the median alone.
+func (s Spread) Middle() string {
+	if s.N == 0 {
+		return "–"
+	}
+	return digits(s.Median)
+}
+
+// digits shows three of them.
+func digits(v float64) string {
+	switch {
+	case v >= 1000:
+		return thousands(v)
+	case v >= 100:
+		return fmt.Sprintf("%.0f", v)
+	case v >= 10:
+		return fmt.Sprintf("%.1f", v)
+	}
+	return fmt.Sprintf("%.2f", v)
+}
+
+// digitsInt shows a count.
+func digitsInt(n int) string { return fmt.Sprint(n) }
+
+func thousands(v float64) string {
+	s := fmt.Sprintf("%.0f", v)
+	for i := len(s) - 3; i > 0; i -= 3 {
+		s = s[:i] + "," + s[i:]
+	}
+	return s
+}
+
+// report is the whole text. Everything in it is computed.
+func (b *Bench) report() string {
+	var w strings.Builder
+	r := b.Results
+	rounds := 0
+	for _, s := range r.Samples {
+		rounds = max(rounds, s.Round)
+	}
+	fmt.Fprintf(&w, "# Benchmark\n\nMade by `go run ./bench` on %s at commit %s, %d of %d rounds, scale %g, in %s. How to run and to read it: [docs/benchmarks.md](../docs/benchmarks.md).\n",
+		b.began.UTC().Format("2006-01-02 15:04 MST"), b.machine.Commit, rounds, b.Options.Rounds, b.Options.Scale, time.Since(b.began).Round(time.Second))
+	fmt.Fprintf(&w, "Figures are the median over the rounds, with minimum and maximum in brackets; a ratio is made within each round, and the median of the ratios is shown.\n\n")
+	var aims []Aim
+	for _, wl := range b.workloads {
+		aims = append(aims, wl.Aims(r)...)
+	}
+	if len(aims) > 0 {
+		w.WriteString("## Aims\n\n")
+		var rows [][]string
+		for _, a := range aims {
+			rows = append(rows, []string{a.What, a.Bound, a.Measured.String() + a.Unit, fmt.Sprint(a.Measured.N), a.Verdict(), a.Note})
+		}
+		table(&w, []string{"aim", "bound", "measured", "n", "", "note"}, rows)
+	}
+	for _, wl := range b.workloads {
+		for _, s := range wl.Report(r) {
+			section(&w, s)
+		}
+	}
+	section(&w, b.missing())
+	section(&w, b.failed())
+	section(&w, b.machine.section())
+	section(&w, b.datasets())
+	b.commands(&w)
+	return w.String()
+}
+
+func section(w *strings.Builder, s Section) {
+	if s.Text == "" && len(s.Rows) == 0 {
+		return
+	}
+	if s.Title != "" {
+		fmt.Fprintf(w, "## %s\n\n", s.Title)
+	}
+	if s.Text != "" {
+		w.WriteString(s.Text + "\n\n")
+	}
+	if len(s.Rows) > 0 {
+		table(w, s.Head, s.Rows)
+	}
+}
+
+// table writes Markdown; a heading that begins with > is aligned to the right.
+func table(w *strings.Builder, head []string, rows [][]string) {
+	w.WriteString("|")
+	for _, h := range head {
+		w.WriteString(" " + strings.TrimPrefix(h, ">") + " |")
+	}
+	w.WriteString("\n|")
+	for _, h := range head {
+		if strings.HasPrefix(h, ">") {
+			w.WriteString("---:|")
+		} else {
+			w.WriteString("---|")
+		}
+	}
+	w.WriteString("\n")
+	for _, row := range rows {
+		w.WriteString("| " + strings.Join(row, " | ") + " |\n")
+	}
+	w.WriteString("\n")
+}
+
+func (b *Bench) missing() Section {
+	s := Section{Title: "Not run", Head: []string{"case", "contender", "why"}}
+	for _, a := range append(slices.Clone(b.Results.Missing), b.Results.Resting...) {
+		s.Rows = append(s.Rows, []string{a.Case, a.Contender, a.Why})
+	}
+	return s
+}
+
+func (b *Bench) failed() Section {
+	s := Section{Title: "Turns without a figure", Head: []string{"case", "contender", "round", "why"}}
+	for _, f := range b.Results.Samples {
+		if f.Failed != "" {
+			s.Rows = append(s.Rows, []string{f.Case, f.Contender, fmt.Sprint(f.Round), strings.ReplaceAll(strings.ReplaceAll(f.Failed, "\n", " "), "|", `\|`)})
+		}
+	}
+	return s
+}
+
+func (b *Bench) datasets() Section {
+	s := Section{Title: "Datasets", Head: []string{"", "what", ">rows", ">MB with indexes", ">made in s"}}
+	for _, d := range b.Results.Datasets {
+		s.Rows = append(s.Rows, []string{d.Name, d.Title, thousands(float64(d.Rows)), thousands(float64(d.Bytes) / 1e6), digits(d.LoadSeconds)})
+	}
+	return s
+}
+
+// commands are what each contender ran in its first turn.
+func (b *Bench) commands(w *strings.Builder) {
+	if len(b.Results.Commands) == 0 {
+		return
+	}
+	w.WriteString("## Commands\n\nAs they ran, in the first turn of each; $SOURCE and $TARGET1 stand for connection strings, which all are TCP over the loopback.\n\n")
+	for _, c := range b.Results.Commands {
+		fmt.Fprintf(w, "**%s: %s**\n\n```\n%s\n```\n\n", c.Case, c.Contender, strings.Join(c.Lines, "\n"))
+	}
+}
