@@ -71,6 +71,7 @@ type BackConfig struct {
 	Gate        BackGate
 	Logger      *slog.Logger
 	Heartbeat   time.Duration // 0: the default
+	Watch       time.Duration // how often the shards are looked at; 0: the default
 	SpoolMemory int           // 0: the default
 	// SlotPatience bounds the wait for the transactions that are in the way of a shard's slot; 0: the default.
 	SlotPatience time.Duration
@@ -151,7 +152,7 @@ func NewBack(cfg BackConfig) (*Back, error) {
 			Replication: s.key, Source: sh.DSN, Slot: BackSlot(cfg.Slot, sh.Ordinal), Publication: BackPublication(cfg.Publication),
 			Shards: []Shard{{Name: backLane, DSN: cfg.Source}}, Placement: tenant.Placement{Ranges: []tenant.Range{{To: tenant.Buckets - 1, Shard: backLane}}, Home: backLane},
 			Options: opts, Epoch: cfg.Epoch, Pass: cfg.Pass, State: tenant.State{Phase: tenant.InSync}, Journal: s.journal, Gate: backGates{BackGate: cfg.Gate},
-			Logger: cfg.Logger.With("way_back_from", sh.Name), Heartbeat: cfg.Heartbeat, SpoolMemory: cfg.SpoolMemory, SlotPatience: cfg.SlotPatience, back: s,
+			Logger: cfg.Logger.With("way_back_from", sh.Name), Heartbeat: cfg.Heartbeat, Watch: cfg.Watch, SpoolMemory: cfg.SpoolMemory, SlotPatience: cfg.SlotPatience, back: s,
 		})
 		if err != nil {
 			return nil, err

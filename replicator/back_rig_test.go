@@ -41,7 +41,7 @@ type backRig struct {
 func (r *rig) backConfig() replicator.BackConfig {
 	return replicator.BackConfig{
 		Replication: r.id, Source: r.source, Slot: "rehome_" + r.id, Publication: "rehome_" + r.id, Shards: r.shards, Placement: r.place, Options: r.opts,
-		Epoch: r.epoch, Pass: pass, Journal: r.jour, Gate: backGates{r.id}, Heartbeat: time.Second, SpoolMemory: r.spoolMemory, SlotPatience: r.slotPatience, ConflictPatience: 3 * time.Second,
+		Epoch: r.epoch, Pass: pass, Journal: r.jour, Gate: backGates{r.id}, Heartbeat: time.Second, Watch: 100 * time.Millisecond, SpoolMemory: r.spoolMemory, SlotPatience: r.slotPatience, ConflictPatience: 3 * time.Second,
 		Logger: slog.New(slog.NewTextHandler(testWriter{r.t}, &slog.HandlerOptions{Level: slog.LevelInfo})),
 	}
 }

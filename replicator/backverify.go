@@ -186,7 +186,7 @@ func (b *Back) waitClose(ctx context.Context, back BackVerifyOptions) error {
 		if p.State == tenant.WayBackRunning && p.Reason == "" && p.LagMillis < float64(backSlow.Milliseconds()) {
 			return nil
 		}
-		if wait(ctx, watchEvery) != nil {
+		if wait(ctx, defaultWatch) != nil {
 			return context.Cause(ctx)
 		}
 	}

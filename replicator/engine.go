@@ -77,6 +77,8 @@ type Config struct {
 	Logger      *slog.Logger
 	// Heartbeat is how often an idle source gets a heartbeat row; 0: the default.
 	Heartbeat time.Duration
+	// Watch is how often slot, lag and phase are looked at; 0: the default.
+	Watch time.Duration
 	// SpoolMemory is how many bytes of transactions in progress are kept in memory before they go to disk; 0: the default.
 	SpoolMemory int
 	// Throttle is what the operator allows at the source; SetThrottle changes it later.
@@ -128,6 +130,9 @@ func New(cfg Config) (*Engine, error) {
 	}
 	if cfg.Heartbeat <= 0 {
 		cfg.Heartbeat = defaultHeartbeat
+	}
+	if cfg.Watch <= 0 {
+		cfg.Watch = defaultWatch
 	}
 	if cfg.SlotPatience <= 0 {
 		cfg.SlotPatience = slotTimeout

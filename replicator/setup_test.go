@@ -198,7 +198,7 @@ func (r *rig) config() replicator.Config {
 	defer r.jour.mu.Unlock()
 	return replicator.Config{
 		Replication: r.id, Source: r.source, Slot: "rehome_" + r.id, Publication: "rehome_" + r.id, Shards: r.shards, Placement: r.place, Options: r.opts,
-		Epoch: r.epoch, Pass: pass, Origin: r.jour.origin, State: r.jour.state, Journal: r.jour, Gate: gates{r.id}, Heartbeat: time.Second, SpoolMemory: r.spoolMemory,
+		Epoch: r.epoch, Pass: pass, Origin: r.jour.origin, State: r.jour.state, Journal: r.jour, Gate: gates{r.id}, Heartbeat: time.Second, Watch: 100 * time.Millisecond, SpoolMemory: r.spoolMemory,
 		Throttle: r.throttle, SlotPatience: r.slotPatience,
 		Logger: slog.New(slog.NewTextHandler(testWriter{r.t}, &slog.HandlerOptions{Level: slog.LevelInfo})),
 	}

@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	// watchEvery is how often slot, lag and phase are looked at.
-	watchEvery = 500 * time.Millisecond
+	// defaultWatch is how often slot, lag and phase are looked at.
+	defaultWatch = 500 * time.Millisecond
 	// inSyncBytes and inSyncAge: below them for inSyncSamples looks in a row, a replication is in sync.
 	inSyncBytes   = 16 << 20
 	inSyncAge     = 2 * time.Second
@@ -189,7 +189,7 @@ func (e *Engine) watch(ctx context.Context, s *stream) error {
 		if good, err = e.judge(ctx, s, good); err != nil {
 			return err
 		}
-		if err := wait(ctx, watchEvery); err != nil {
+		if err := wait(ctx, e.cfg.Watch); err != nil {
 			return err
 		}
 	}
