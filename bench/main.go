@@ -37,7 +37,7 @@ type Options struct {
 
 // all are the workloads in the order of the report.
 func all() []Workload {
-	return []Workload{&copyWorkload{data: DatasetA(), targets: []int{2, 3}}}
+	return []Workload{&copyWorkload{data: DatasetA(), targets: []int{2, 3}}, &drainWorkload{}, &latencyWorkload{}, &memoryWorkload{}}
 }
 
 func parse(args []string, errs io.Writer) (Options, error) {

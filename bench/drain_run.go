@@ -1,0 +1,212 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+)
+
+// Names of the contenders of D and E that aims speak of.
+const (
+	nativeName = "native subscription, text"
+	readerName = "pg_recvlogical to /dev/null (limit)"
+)
+
+// drainWorkload is D: contenders that follow the source are stopped, the source writes a backlog, and each drains it, one
+// after the other. All of a round read the same WAL.
+type drainWorkload struct{ scale float64 }
+
+func (w *drainWorkload) ID() string { return "D" }
+
+func (w *drainWorkload) Prepare(_ context.Context, b *Bench) error {
+	w.scale = b.Options.Scale
+	return nil
+}
+
+// drainCase is the name of a backlog's case in the samples.
+func drainCase(l backlog) string { return "D, " + l.name }
+
+func (w *drainWorkload) backlogs() []backlog {
+	return append(smallBacklogs(w.scale), tpcbBacklog(w.scale))
+}
+
+// drainSuite is one source database, its backlogs and those who drain them, for one round: nothing of it is left to the next.
+type drainSuite struct {
+	bench  *Bench
+	run    *Run
+	bed    *drainBed
+	server *Server
+	logs   []backlog
+	who    []follower
+	cases  []string        // of the samples
+	out    map[string]bool // contenders that take no part any more in this round
+	round  int
+}
+
+func (w *drainWorkload) Round(ctx context.Context, b *Bench, round int) error {
+	for _, make := range []func(context.Context, *Bench, float64) (*drainSuite, error){smallSuite, tpcbSuite} {
+		if err := w.suite(ctx, b, round, make); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *drainWorkload) suite(ctx context.Context, b *Bench, round int, make func(context.Context, *Bench, float64) (*drainSuite, error)) (err error) {
+	s, err := make(ctx, b, w.scale)
+	if s != nil {
+		defer func() { err = errors.Join(err, s.close(context.WithoutCancel(ctx))) }()
+	}
+	if err != nil {
+		return err
+	}
+	s.round = round
+	for _, l := range s.logs {
+		s.cases = append(s.cases, drainCase(l))
+	}
+	s.who = slices.DeleteFunc(s.who, func(f follower) bool { return !s.wanted(ctx, f) })
+	s.join(ctx)
+	for _, l := range s.logs {
+		if err := s.drainAll(ctx, l); err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
+}
+
+// wanted reports whether a contender runs, and notes why not.
+func (s *drainSuite) wanted(ctx context.Context, f follower) bool {
+	why := ""
+	if p, ok := f.(interface {
+		missing(context.Context) string
+	}); ok {
+		why = p.missing(ctx)
+	}
+	if name := f.label(); why == "" && !s.bench.Wants(name) && name != nativeName && name != rehomeShards(1) {
+		why = "not asked for"
+	}
+	if why == "" {
+		return true
+	}
+	for _, c := range s.cases {
+		s.bench.Absent(c, f.label(), why)
+	}
+	return false
+}
+
+// join lets everyone copy what is there. Who cannot has no figure in this round.
+func (s *drainSuite) join(ctx context.Context) {
+	s.out = map[string]bool{}
+	for _, f := range s.who {
+		if err := f.join(ctx); err != nil {
+			s.fails(f, s.cases, fmt.Errorf("begin to follow: %w", err))
+		}
+	}
+}
+
+// fails notes that a contender has no figure in some cases, and lets it take no further part.
+func (s *drainSuite) fails(f follower, cases []string, err error) {
+	s.out[f.label()] = true
+	for _, c := range cases {
+		s.bench.record(Sample{Case: c, Contender: f.label(), Round: s.round, Failed: err.Error()})
+	}
+}
+
+// drainAll writes a backlog while everyone is stopped, and lets each drain it, in an order that begins with another one each round.
+func (s *drainSuite) drainAll(ctx context.Context, l backlog) error {
+	for _, f := range s.who {
+		if s.out[f.label()] {
+			continue
+		}
+		if err := f.stop(ctx); err != nil {
+			s.fails(f, []string{drainCase(l)}, fmt.Errorf("stop: %w", err))
+		}
+	}
+	if err := errors.Join(l.write(ctx, s.bed), s.bed.sentinel(ctx)); err != nil {
+		return err
+	}
+	for _, f := range Rotate(s.who, s.round) {
+		if s.out[f.label()] {
+			continue
+		}
+		sample, err := s.turn(ctx, f, l)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err != nil {
+			s.fails(f, []string{drainCase(l)}, err)
+			continue
+		}
+		sample.Case, sample.Round = drainCase(l), s.round
+		s.bench.record(sample)
+	}
+	return nil
+}
+
+// turn is one contender's drain, with the comparison of what it left.
+func (s *drainSuite) turn(ctx context.Context, f follower, l backlog) (sample Sample, err error) {
+	if err := s.bench.Rig.Checkpoint(ctx); err != nil {
+		return sample, err
+	}
+	spill, err := s.bed.spilled(ctx, f)
+	if err != nil {
+		return sample, err
+	}
+	peak := int64(0)
+	if _, ok := f.(*rehomeFollower); ok {
+		if err := forgetPeak(s.server.Pid()); err != nil {
+			return sample, err
+		}
+		peak, err = watchSpool(ctx, s.server.Pid(), func() (err error) {
+			sample, err = s.bed.drain(ctx, f)
+			return err
+		})
+		if err != nil {
+			return sample, err
+		}
+		rss, err := s.server.PeakRSS()
+		if err != nil {
+			return sample, err
+		}
+		sample.Values[peakRSS], sample.Values[spoolMB] = rss, float64(peak)/1e6
+	} else if sample, err = s.bed.drain(ctx, f); err != nil {
+		return sample, err
+	}
+	after, err := s.bed.spilled(ctx, f)
+	if err != nil {
+		return sample, err
+	}
+	sample.Values[sourceSpillMB] = float64(after-spill) / 1e6
+	sample.Values[drainRows], sample.Values[drainTxns] = float64(l.rows)/sample.Seconds, float64(l.txns)/sample.Seconds
+	if len(f.targets()) == 0 {
+		return sample, nil
+	}
+	return sample, s.bed.same(ctx, f, l.tables)
+}
+
+// close ends everyone and drops all databases.
+func (s *drainSuite) close(ctx context.Context) error {
+	var errs []error
+	for _, f := range s.who {
+		// Whoever did not begin has nothing to leave; what stays is dropped with the databases.
+		_ = f.leave(ctx)
+	}
+	for _, fn := range slices.Backward(s.run.cleanup) {
+		errs = append(errs, fn(ctx))
+	}
+	return errors.Join(errs...)
+}
+
+// record takes a sample of D, E or growth.
+func (b *Bench) record(s Sample) {
+	b.Results.Add(s)
+	if err := b.keep(s); err != nil {
+		b.Say("%v", err)
+	}
+	if s.Failed != "" {
+		b.Say("%d %s, %s: no figure: %s", s.Round, s.Case, s.Contender, s.Failed)
+		return
+	}
+	b.Say("%d %s, %s: %.2f s; CPU tool %.2f source %.2f targets %.2f control %.2f%s", s.Round, s.Case, s.Contender, s.Seconds, s.CPU.Tool, s.CPU.Source, s.CPU.Targets, s.CPU.Control, values(s.Values))
+}

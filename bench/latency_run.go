@@ -1,0 +1,130 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+)
+
+// latencyWorkload is E: the time from a commit at the source to its sight at the target, under a steady load, one contender
+// at a time.
+type latencyWorkload struct{ scale float64 }
+
+const latencyCase = "E, latency at 1,000 tps"
+
+// Further figures of a latency.
+const (
+	p50Millis = "p50 ms"
+	p95Millis = "p95 ms"
+	p99Millis = "p99 ms"
+)
+
+func (w *latencyWorkload) ID() string { return "E" }
+
+func (w *latencyWorkload) Prepare(_ context.Context, b *Bench) error {
+	w.scale = b.Options.Scale
+	return nil
+}
+
+// length is the time of measuring a contender in one round.
+func (w *latencyWorkload) length() time.Duration {
+	return max(time.Second/2, min(latencySeconds*time.Second, time.Duration(w.scale*latencySeconds*float64(time.Second))))
+}
+
+func (w *latencyWorkload) Round(ctx context.Context, b *Bench, round int) (err error) {
+	s, err := smallSource(ctx, b, w.scale)
+	if s != nil {
+		defer func() { err = errors.Join(err, s.close(context.WithoutCancel(ctx))) }()
+	}
+	if err != nil {
+		return err
+	}
+	s.round, s.cases = round, []string{latencyCase}
+	at := b.Rig.Targets[0]
+	s.add(
+		&subscription{bed: s.bed, at: at, name: nativeName, db: "d_text", schema: smallDDL},
+		&pglogical{bed: s.bed, at: at, db: "d_pglogical", schema: smallDDL},
+		&rehomeFollower{bed: s.bed, server: s.server, db: "d1", shards: 1},
+	)
+	s.who = slices.DeleteFunc(s.who, func(f follower) bool { return !s.wanted(ctx, f) })
+	s.join(ctx)
+	for _, f := range s.who {
+		if !s.out[f.label()] {
+			if err := f.stop(ctx); err != nil {
+				s.fails(f, s.cases, err)
+			}
+		}
+	}
+	for _, f := range Rotate(s.who, round) {
+		if s.out[f.label()] {
+			continue
+		}
+		sample, err := w.turn(ctx, s, f)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err != nil {
+			s.fails(f, s.cases, err)
+			continue
+		}
+		sample.Case, sample.Round = latencyCase, round
+		b.record(sample)
+	}
+	return nil
+}
+
+// turn lets one contender catch up, measures it alone, compares what it has, and stops it again.
+func (w *latencyWorkload) turn(ctx context.Context, s *drainSuite, f follower) (sample Sample, err error) {
+	if err := f.start(ctx); err != nil {
+		return sample, err
+	}
+	if err := s.bed.caughtUp(ctx, f); err != nil {
+		return sample, err
+	}
+	if sample, err = s.bed.latency(ctx, f, scaled(backlogRows, w.scale), w.length()); err != nil {
+		return sample, err
+	}
+	err = errors.Join(s.bed.caughtUp(ctx, f), s.bed.same(ctx, f, []string{"items", "entries", "pings"}))
+	return sample, errors.Join(err, f.stop(ctx))
+}
+
+// Report of E.
+func (w *latencyWorkload) Report(r *Results) []Section {
+	s := Section{
+		Title: "E: latency at 1,000 transactions a second",
+		Text: "pgbench commits 1,000 small transactions (1 update and 1 insert) a second by 8 clients, durably. Beside it a probe commits a row at the source about every 10 ms; its latency is the time from the answer to " +
+			"that commit until a session at the target sees the row, which it asks every 0.1 ms while one is under way. One contender follows at a time. CPU in seconds per second.",
+		Head: []string{"contender", ">p50 ms", ">p95 ms", ">p99 ms", ">p50 x native", ">p99 x native", ">CPU tool", ">source", ">targets", ">n"},
+	}
+	for _, name := range []string{nativeName, "pglogical", rehomeShards(1)} {
+		n := r.Spread(latencyCase, name, Wall).N
+		if n == 0 {
+			continue
+		}
+		at := func(v string) string { return r.Spread(latencyCase, name, Value(v)).String() }
+		x := func(v string) string {
+			return r.Ratio(latencyCase, name, Value(v), latencyCase, nativeName, Value(v)).String()
+		}
+		cpu := func(f func(CPU) float64) string {
+			return r.Spread(latencyCase, name, func(s Sample) float64 { return f(s.CPU) / s.Seconds }).Middle()
+		}
+		s.Rows = append(s.Rows, []string{
+			name, at(p50Millis), at(p95Millis), at(p99Millis), x(p50Millis), x(p99Millis), cpu(func(c CPU) float64 { return c.Tool + c.Control }),
+			cpu(func(c CPU) float64 { return c.Source }), cpu(func(c CPU) float64 { return c.Targets }), digitsInt(n),
+		})
+	}
+	return []Section{s}
+}
+
+// Aims of E.
+func (w *latencyWorkload) Aims(r *Results) []Aim {
+	var aims []Aim
+	for _, p := range []string{p50Millis, p99Millis} {
+		aims = append(aims, Aim{
+			What: "latency at 1,000 tps, " + p[:3], Bound: "≤ 1.5 × native's", Limit: 1.5,
+			Measured: r.Ratio(latencyCase, rehomeShards(1), Value(p), latencyCase, nativeName, Value(p)),
+		})
+	}
+	return aims
+}

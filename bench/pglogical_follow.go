@@ -1,0 +1,99 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/rehomedb/rehome/internal/pgcluster"
+	"github.com/rehomedb/rehome/tenant"
+)
+
+// pglogical is a subscription of pglogical 2 at the first target.
+type pglogical struct {
+	bed        *drainBed
+	at         *pgcluster.Cluster
+	db         string   // its database at the target
+	schema     string   // DDL of the tables
+	insertOnly []string // tables without a key
+}
+
+func (p *pglogical) label() string         { return "pglogical" }
+func (p *pglogical) targets() []tenant.DSN { return []tenant.DSN{p.at.DSN(p.db)} }
+func (p *pglogical) own() (float64, error) { return 0, nil }
+func (p *pglogical) database() string      { return p.db }
+func (p *pglogical) commands() []string {
+	return []string{"pglogical.create_subscription(…, synchronize_structure := false, synchronize_data := true)", "alter_subscription_disable, backlog, alter_subscription_enable"}
+}
+
+// missing: both sides must have loaded it when they started.
+func (p *pglogical) missing(ctx context.Context) string {
+	for _, c := range []*pgcluster.Cluster{p.bed.rig.Source, p.at} {
+		loaded, err := Scalar[string](ctx, c.DSN("postgres"), `SHOW shared_preload_libraries`)
+		if err != nil {
+			return err.Error()
+		}
+		if !strings.Contains(loaded, "pglogical") {
+			return "pglogical is not loaded by the servers"
+		}
+	}
+	return ""
+}
+
+func (p *pglogical) slot(ctx context.Context) (string, error) {
+	return Scalar[string](ctx, p.at.DSN(p.db), `SELECT sub_slot_name::text FROM pglogical.subscription`)
+}
+
+func (p *pglogical) join(ctx context.Context) error {
+	if err := CreateDatabase(ctx, p.at, p.db); err != nil {
+		return err
+	}
+	src := p.bed.dsn()
+	statements := []string{
+		`CREATE EXTENSION pglogical`,
+		`SELECT pglogical.create_node('provider', ` + tenant.QuoteLiteral(src.Reveal()) + `)`,
+	}
+	only := map[string]bool{}
+	for _, t := range p.insertOnly {
+		only[t] = true
+		statements = append(statements, `SELECT pglogical.replication_set_add_table('default_insert_only', `+tenant.QuoteLiteral(t)+`)`)
+	}
+	tables, err := Scalar[[]string](ctx, src, `SELECT array_agg(tablename::text) FROM pg_publication_tables WHERE pubname = $1`, publication)
+	if err != nil {
+		return err
+	}
+	for _, t := range tables {
+		if !only[t] {
+			statements = append(statements, `SELECT pglogical.replication_set_add_table('default', `+tenant.QuoteLiteral(t)+`)`)
+		}
+	}
+	if err := Exec(ctx, src, statements...); err != nil {
+		return fmt.Errorf("make the provider: %w", err)
+	}
+	at := p.at.DSN(p.db)
+	err = Exec(ctx, at, p.schema, `CREATE EXTENSION pglogical`, `SELECT pglogical.create_node('subscriber', `+tenant.QuoteLiteral(at.Reveal())+`)`,
+		`SELECT pglogical.create_subscription('sub', `+tenant.QuoteLiteral(src.Reveal())+`, ARRAY['default','default_insert_only'], synchronize_structure := false, synchronize_data := true)`,
+		`SELECT pglogical.wait_for_subscription_sync_complete('sub')`)
+	if err != nil {
+		return fmt.Errorf("make the subscriber: %w", err)
+	}
+	return p.bed.caughtUp(ctx, p)
+}
+
+func (p *pglogical) start(ctx context.Context) error {
+	return Exec(ctx, p.at.DSN(p.db), `SELECT pglogical.alter_subscription_enable('sub', true)`)
+}
+
+func (p *pglogical) stop(ctx context.Context) error {
+	if err := Exec(ctx, p.at.DSN(p.db), `SELECT pglogical.alter_subscription_disable('sub', true)`); err != nil {
+		return err
+	}
+	return p.bed.idle(ctx, p)
+}
+
+func (p *pglogical) leave(ctx context.Context) error {
+	if err := Exec(ctx, p.at.DSN(p.db), `SELECT pglogical.drop_subscription('sub')`, `DROP EXTENSION pglogical CASCADE`); err != nil {
+		return err
+	}
+	return Exec(ctx, p.bed.dsn(), `DROP EXTENSION pglogical CASCADE`)
+}
