@@ -17,7 +17,8 @@
 // when it commits as if it came whole just then.
 //
 // Within a group the changes of one table that follow each other become one statement over arrays (setwise.go); when
-// such a statement does not hit just the rows that it names, the group is applied again, strictly in order.
+// such a statement does not hit just the rows that it names, the group is applied again, strictly in order. A transaction that
+// is larger than a group comes in pieces, each of which is applied so (pieces.go).
 //
 // # Invariants
 //

@@ -39,6 +39,7 @@ type lane struct {
 	conn     *pgx.Conn
 	pos      position
 	prepared map[string]string
+	named    int // statements that were ever prepared: a name is not used twice
 	groups   int
 	start    tenant.LSN // the shard had everything before it when the stream began
 
@@ -274,12 +275,17 @@ func (l *lane) applyOnce(ctx context.Context, g *group, sets bool) (err error) {
 	if marker != "" {
 		run.exec("SET LOCAL synchronous_commit = on")
 	}
-	for {
-		apply := run.changes
-		if sets {
-			apply = run.sets
+	for pieces := g.open; ; {
+		var err error
+		switch {
+		case pieces:
+			err = run.piece(ctx, g)
+		case sets:
+			err = run.sets(ctx, g.changes)
+		default:
+			err = run.changes(ctx, g.changes)
 		}
-		if err := apply(ctx, g.changes); err != nil {
+		if err != nil {
 			return err
 		}
 		txns += g.txns

@@ -64,7 +64,8 @@ func (r *pipelineRun) advance(last position, to tenant.LSN) {
 // prepare sends a statement to be prepared. If the transaction fails the session is dropped, so that the map cannot
 // name a statement that does not exist.
 func (r *pipelineRun) prepare(shape, sql string) string {
-	name := "s" + strconv.Itoa(len(r.l.prepared))
+	name := "s" + strconv.Itoa(r.l.named)
+	r.l.named++
 	r.p.SendPrepare(name, sql, nil)
 	r.want = append(r.want, expected{parse: true})
 	r.l.prepared[shape] = name

@@ -1,0 +1,47 @@
+package replicator
+
+import (
+	"context"
+	"errors"
+	"maps"
+)
+
+// A transaction that is larger than a group comes in pieces, all of which are one target transaction. Each piece is applied
+// like a group: as statements over arrays, and if that does not work out, strictly in order. A savepoint before it is what
+// the second try goes back to, since what came before the piece is not kept.
+
+// pieceBegins and pieceEnds enclose a piece that may have to be applied again.
+const (
+	pieceBegins = "SAVEPOINT rehome_piece"
+	pieceEnds   = "RELEASE SAVEPOINT rehome_piece"
+	pieceAgain  = "ROLLBACK TO SAVEPOINT rehome_piece"
+)
+
+// piece applies a piece of a transaction that is larger than a group.
+func (r *pipelineRun) piece(ctx context.Context, g *group) error {
+	if g.ordered || g.ddl || len(g.changes) < minSet {
+		return r.changes(ctx, g.changes)
+	}
+	known := maps.Clone(r.l.prepared)
+	r.exec(pieceBegins)
+	err := r.sets(ctx, g.changes)
+	if err == nil {
+		err = r.results()
+	}
+	if err == nil {
+		r.exec(pieceEnds)
+		return nil
+	}
+	if ctx.Err() != nil || r.l.conn.IsClosed() || IsRetryable(err) || errors.Is(err, ErrFenced) {
+		return err
+	}
+	r.abandon()
+	if r.l.conn.IsClosed() {
+		return asLost(r.l.conn.PgConn(), err)
+	}
+	// What was prepared behind the statement that failed does not exist.
+	r.l.prepared, r.want, r.sent = known, r.want[:0], 0
+	r.exec(pieceAgain)
+	r.exec(pieceEnds)
+	return r.changes(ctx, g.changes)
+}
