@@ -163,7 +163,7 @@ func KeyColumns(t *catalog.Table) []catalog.Column { return identityColumns(t) }
 
 // RowHash is the expression, over a table named t, of the hash that stands for a row without key. It needs Settings.
 func RowHash(t *catalog.Table, encoding string) string {
-	return "hashtextextended(" + canonical(rowText(t), transcodes(encoding)) + ", 1)"
+	return newRowHash(t, transcodes(encoding)).inline(1)
 }
 
 // Settings are what a transaction must run before RowHash means the same everywhere.

@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -199,31 +198,35 @@ func (p piece) compare(ctx context.Context, in Input, s *sides, t *catalog.Table
 func (a *tableSums) conclude(ctx context.Context, in Input, s *sides, t *catalog.Table) (tenant.TableVerification, error) {
 	st := newStatementsWithin(t, transcodes(in.Catalogue.Server.Encoding), a.unit, "")
 	source, shards, moved := a.source, a.shards, a.moved
-	v := tenant.TableVerification{Table: t.Name.String(), SourceRows: source.rows(), Digest: tableDigest(t, source), Equal: true}
+	v := tenant.TableVerification{Table: t.Name.String(), SourceRows: source.rows, Digest: tableDigest(t, source), Equal: true}
 	found := &findings{v: &v, limit: in.MaxDiffs, different: map[rowAt]int64{}, table: t, keyed: st.keyed, tell: in.OnDiff}
 	if t.Sharded() {
-		target := digest{}
-		for _, d := range shards {
-			target.add(d)
+		var target class
+		for _, sum := range shards {
+			target = target.plus(sum)
 		}
-		v.TargetRows = target.rows()
-		if err := drill(ctx, st, in, found, &s.source, refs(s.shards), source, target); err != nil {
-			return v, err
+		v.TargetRows = target.rows
+		if !target.equal(source) {
+			if err := findDifferences(ctx, st, in, found, &s.source, refs(s.shards)); err != nil {
+				return v, err
+			}
 		}
 	} else {
 		v.TargetRows = v.SourceRows
-		for i, d := range shards {
+		for i, sum := range shards {
 			if in.elsewhere(t, s.shards[i].name) {
-				if len(d.differing(source)) > 0 {
+				if !sum.equal(source) {
 					v.ShardsDiffer = append(v.ShardsDiffer, s.shards[i].name)
 				}
 				continue
 			}
-			if n := d.rows(); n != v.SourceRows {
-				v.TargetRows = n
+			if sum.rows != v.SourceRows {
+				v.TargetRows = sum.rows
 			}
-			if err := drill(ctx, st, in, found, &s.source, refs(s.shards[i:i+1]), source, d); err != nil {
-				return v, err
+			if !sum.equal(source) {
+				if err := findDifferences(ctx, st, in, found, &s.source, refs(s.shards[i:i+1])); err != nil {
+					return v, err
+				}
 			}
 		}
 	}
@@ -267,13 +270,9 @@ func transcodes(encoding string) bool {
 	return encoding != "" && encoding != "UTF8" && encoding != "SQL_ASCII"
 }
 
-// tableDigest is the hex SHA-256 over a table's name and classes.
-func tableDigest(t *catalog.Table, d digest) string {
-	text := fmt.Appendf(nil, "%s\n", t.Name.Quoted())
-	for _, id := range slices.Sorted(maps.Keys(d)) {
-		text = fmt.Appendf(text, "%d %d %s %s\n", id, d[id].rows, d[id].sum1, d[id].sum2)
-	}
-	return hexSum(text)
+// tableDigest is the hex SHA-256 over a table's name and what its rows add up to.
+func tableDigest(t *catalog.Table, sum class) string {
+	return hexSum(fmt.Appendf(nil, "%s\n%d %s %s\n", t.Name.Quoted(), sum.rows, &sum.sum1, &sum.sum2))
 }
 
 // summarise joins the tables' results. Its digest is the SHA-256 over the positions and the tables' names, counts and

@@ -6,29 +6,35 @@
 //
 // # Method
 //
-// Each side reads each table once, in the database. A row's canonical text is ROW(columns…)::text under fixed settings,
-// which tells NULL from empty, -0 from 0 and 1.0 from 1.00; the columns are taken by name, so that their physical order
-// and dropped columns do not matter. Rows fall into 1024 classes by a hash of their identity. Of each class come back:
-// the number of rows and the exact sums of two independently seeded 64-bit hashes of the canonical text. Sums do not
-// depend on the order of rows and add up over shards:
+// Each side reads each table once, in the database, in the order in which it lies there; the columns are taken by name, so
+// that their physical order and dropped columns do not matter. A row is hashed as its canonical form: the bytes of
+// integers, uuids and bytea, of everything else the text under fixed settings, which tells NULL from empty, -0 from 0 and
+// 1.0 from 1.00 (rowhash.go). What comes back of a table, or of a part of it, is the number of its rows and the exact sums of
+// two 64-bit hashes of each. Sums do not depend on the order of rows and add up over shards:
 //
-//	sharded table:   source's class = sum over the shards' classes
-//	reference table: source's class = each shard's class
+//	sharded table:   source's sums = sum over the shards'
+//	reference table: source's sums = each shard's
 //
 // A large table is divided into ranges of blocks for several sessions, if there are more workers than Postgres itself would
 // use for one scan, or rests to be made between them. Each side divides by its own storage, since sums add up; in sum the
 // parts cost no more CPU than one scan (within 3% down to parts of 3 MiB).
 //
+// Where sums differ, the same is read by class: rows fall into 1024 by a hash of their identity, so that no more than a
+// thousandth has to be read again for one row. Classes that differ are read again, keys and hashes only, sorted by the
+// databases and merged here in constant memory, and the differing rows are named by key; those that are on both sides also
+// by the columns that differ, for which the sides that have them are scanned once more, for hashes. Nothing of what a row
+// holds but its key leaves the databases; a row without key is named by its text. These scans are the price of a fault only.
+//
 // # Strength
 //
-// A class that differs in content passes unseen only if the count and both sums agree by chance: about 2^-128 for a
-// difference that was not constructed on purpose. The hash is not cryptographic: verification guards against faults,
-// not against someone who may write to both sides.
-//
-// Classes that differ are read again, keys and hashes only, sorted by the databases and merged here in constant memory,
-// and the differing rows are named by key; those that are on both sides also by the columns that differ, for which the
-// sides that have them are scanned once more, for hashes. Nothing of what a row holds but its key leaves the databases; a
-// row without key is named by its text.
+// A difference that was not constructed on purpose passes unseen only if the count and both sums agree by chance. Each sum
+// is one of 64-bit hashes (Postgres' own hash_bytes_extended, Bob Jenkins' lookup3), chained over the columns: the hash of one
+// is the seed of the next. A chain of n inputs takes two different rows for the same with a chance of at most n × 2^-64, and
+// the two chains of a row, from different seeds, have nothing in common: about n² × 2^-128, which is below 2^-100 for the widest
+// table there can be. Exact sums (not XOR, in which what is there twice vanishes) keep that: a changed row changes both, and
+// several would have to cancel each other out in both. The hash is not cryptographic, as MD5 and SHA-256 are at several times
+// the price of the whole scan: verification guards against faults, not against someone who may write to both sides. The
+// digests of tables and of the whole, which people approve and certificates carry, are SHA-256 over counts and sums.
 //
 // # Parts
 //

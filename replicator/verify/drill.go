@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/rehomedb/rehome/replicator/catalog"
 	"github.com/rehomedb/rehome/tenant"
@@ -57,11 +58,44 @@ func (f *findings) add(d tenant.RowDiff, n int64) {
 
 func (f *findings) more(n int64) { f.v.MoreDiffs += n }
 
+// named is how many rows differ as far as is known.
+func (f *findings) named() int64 { return int64(len(f.v.Differences)) + f.v.MoreDiffs }
+
 func (f *findings) addDifferent(e entry, n int64) {
 	if n > 0 && len(f.v.Differences) < f.limit {
 		f.different[rowAt{e.shard, e.key}] = e.keyHash
 	}
 	f.add(tenant.RowDiff{Key: e.key, Kind: Different, Shard: e.shard}, n)
+}
+
+// findDifferences names the rows in which sides differ that do not add up to the same: first it finds out in which classes.
+// Target is the sum over the shards given.
+func findDifferences(ctx context.Context, st statements, in Input, f *findings, source *side, shards []*side) error {
+	f.v.Equal = false
+	all := append([]*side{source}, shards...)
+	found := make([]digest, len(all))
+	group, gctx := errgroup.WithContext(ctx)
+	for i, one := range all {
+		group.Go(func() (err error) {
+			found[i], err = one.scan(gctx, st.classes)
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	target := digest{}
+	for _, d := range found[1:] {
+		target.add(d)
+	}
+	named := f.named()
+	if err := drill(ctx, st, in, f, source, shards, found[0], target); err != nil {
+		return err
+	}
+	if f.named() == named {
+		f.more(1) // the first scan saw a difference that reading again does not: never call that equal
+	}
+	return nil
 }
 
 // drill reads the classes that differ again and names their rows. Target is the sum over the shards given.
@@ -70,7 +104,6 @@ func drill(ctx context.Context, st statements, in Input, f *findings, source *si
 	if len(differing) == 0 {
 		return nil
 	}
-	f.v.Equal = false
 	var rows int64
 	var chosen []int64
 	for _, id := range differing {
@@ -82,7 +115,6 @@ func drill(ctx context.Context, st statements, in Input, f *findings, source *si
 		rows += n
 		chosen = append(chosen, id)
 	}
-	named := int64(len(f.v.Differences)) + f.v.MoreDiffs
 	m := &merge{in: in, keyed: st.keyed, findings: f, only: ""}
 	if len(shards) == 1 {
 		m.only = shards[0].name
@@ -96,14 +128,7 @@ func drill(ctx context.Context, st statements, in Input, f *findings, source *si
 		m.cursors = append(m.cursors, c)
 	}
 	defer m.close()
-	if err := m.run(); err != nil {
-		return err
-	}
-	if int64(len(f.v.Differences))+f.v.MoreDiffs == named {
-		// The scan saw a difference that reading again does not: never call that equal.
-		f.more(int64(len(chosen)))
-	}
-	return nil
+	return m.run()
 }
 
 func abs(n int64) int64 { return max(n, -n) }

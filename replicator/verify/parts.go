@@ -100,8 +100,8 @@ type tableSums struct {
 	unit   string // its condition
 	mu     sync.Mutex
 	left   int // parts
-	source digest
-	shards []digest
+	source class
+	shards []class
 	moved  []int64
 }
 
@@ -118,10 +118,7 @@ func newPieces(u unit, cuts []cut, shards int) []piece {
 	for _, c := range cuts {
 		n = max(n, c.parts)
 	}
-	sums := &tableSums{unit: u.where, left: int(n), source: digest{}, shards: make([]digest, shards), moved: make([]int64, shards)}
-	for i := range sums.shards {
-		sums.shards[i] = digest{}
-	}
+	sums := &tableSums{unit: u.where, left: int(n), shards: make([]class, shards), moved: make([]int64, shards)}
 	out := make([]piece, n)
 	for i := range out {
 		out[i] = piece{unit: u, part: int64(i), cuts: cuts, sums: sums}
@@ -153,7 +150,7 @@ func (p piece) scan(ctx context.Context, in Input, s *sides, t *catalog.Table) (
 					return fmt.Errorf("%s: %w", one, err)
 				}
 			}
-			d, err := one.scan(ctx, st.classes)
+			sum, err := one.total(ctx, st.totals)
 			if err != nil {
 				return err
 			}
@@ -171,10 +168,10 @@ func (p piece) scan(ctx context.Context, in Input, s *sides, t *catalog.Table) (
 			p.sums.mu.Lock()
 			defer p.sums.mu.Unlock()
 			if one.name == "" {
-				p.sums.source.add(d)
+				p.sums.source = p.sums.source.plus(sum)
 				return nil
 			}
-			p.sums.shards[i-1].add(d)
+			p.sums.shards[i-1] = p.sums.shards[i-1].plus(sum)
 			p.sums.moved[i-1] += moved
 			return nil
 		})

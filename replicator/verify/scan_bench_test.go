@@ -15,7 +15,7 @@ func BenchmarkScan(b *testing.B) {
 	run(b, p.source, `VACUUM t`)
 	st := newStatements(&p.in.Catalogue.Tables[0], false)
 	least := `SELECT count(*), sum(hashtextextended(t::text, 0))::text FROM t`
-	for _, bb := range []struct{ name, sql string }{{"least", least}, {"classes", st.classes}, {"placement", misplaced("sum(n)", st.byRealm, placement("a", "b"), "a")}} {
+	for _, bb := range []struct{ name, sql string }{{"least", least}, {"totals", st.totals}, {"classes", st.classes}, {"placement", misplaced("sum(n)", st.byRealm, placement("a", "b"), "a")}} {
 		for _, workers := range []string{"0", "2"} {
 			b.Run(bb.name+"/workers="+workers, func(b *testing.B) {
 				run(b, p.source, `SET jit = off; SET max_parallel_workers_per_gather = `+workers)

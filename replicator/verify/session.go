@@ -100,10 +100,38 @@ func closeSession(c *pgx.Conn) {
 	}
 }
 
-// class is what a scan tells of one class of rows.
+// class is what a scan tells of one class of rows, or of all. The zero value is that of no rows.
 type class struct {
 	rows       int64
-	sum1, sum2 *big.Int
+	sum1, sum2 big.Int
+}
+
+func (c class) plus(o class) class {
+	out := class{rows: c.rows + o.rows}
+	out.sum1.Add(&c.sum1, &o.sum1)
+	out.sum2.Add(&c.sum2, &o.sum2)
+	return out
+}
+
+func (c class) equal(o class) bool {
+	return c.rows == o.rows && c.sum1.Cmp(&o.sum1) == 0 && c.sum2.Cmp(&o.sum2) == 0
+}
+
+// newClass takes the sums as the database writes them; nil is that of no rows.
+func newClass(rows int64, sum1, sum2 *string) (class, error) {
+	out := class{rows: rows}
+	for _, sum := range []struct {
+		text *string
+		into *big.Int
+	}{{sum1, &out.sum1}, {sum2, &out.sum2}} {
+		if sum.text == nil {
+			continue
+		}
+		if _, ok := sum.into.SetString(*sum.text, 10); !ok {
+			return out, fmt.Errorf("the sum %q is not a whole number", *sum.text)
+		}
+	}
+	return out, nil
 }
 
 // digest is one table on one side, by class.
@@ -120,11 +148,7 @@ func (d digest) rows() int64 {
 // add adds the classes of another shard.
 func (d digest) add(o digest) {
 	for id, c := range o {
-		have, ok := d[id]
-		if !ok {
-			have = class{sum1: new(big.Int), sum2: new(big.Int)}
-		}
-		d[id] = class{rows: have.rows + c.rows, sum1: new(big.Int).Add(have.sum1, c.sum1), sum2: new(big.Int).Add(have.sum2, c.sum2)}
+		d[id] = d[id].plus(c)
 	}
 }
 
@@ -132,8 +156,7 @@ func (d digest) add(o digest) {
 func (d digest) differing(o digest) []int64 {
 	out := map[int64]bool{}
 	for id, c := range d {
-		x, ok := o[id]
-		if !ok || c.rows != x.rows || c.sum1.Cmp(x.sum1) != 0 || c.sum2.Cmp(x.sum2) != 0 {
+		if x, ok := o[id]; !ok || !c.equal(x) {
 			out[id] = true
 		}
 	}
@@ -145,6 +168,21 @@ func (d digest) differing(o digest) []int64 {
 	return slices.Sorted(maps.Keys(out))
 }
 
+// total reads what a table, or a part of it, adds up to.
+func (s *side) total(ctx context.Context, sql string) (class, error) {
+	var n int64
+	var sum1, sum2 *string
+	err := s.conn.QueryRow(ctx, sql).Scan(&n, &sum1, &sum2)
+	if err != nil {
+		return class{}, fmt.Errorf("%s: %w", s, err)
+	}
+	out, err := newClass(n, sum1, sum2)
+	if err != nil {
+		return class{}, fmt.Errorf("%s: %w", s, err)
+	}
+	return out, nil
+}
+
 // scan reads a table's classes.
 func (s *side) scan(ctx context.Context, sql string) (digest, error) {
 	rows, err := s.conn.Query(ctx, sql)
@@ -153,15 +191,10 @@ func (s *side) scan(ctx context.Context, sql string) (digest, error) {
 	}
 	d := digest{}
 	var id, n int64
-	var sum1, sum2 string
-	_, err = pgx.ForEachRow(rows, []any{&id, &n, &sum1, &sum2}, func() error {
-		a, ok1 := new(big.Int).SetString(sum1, 10)
-		b, ok2 := new(big.Int).SetString(sum2, 10)
-		if !ok1 || !ok2 {
-			return fmt.Errorf("sums %q and %q are not whole numbers", sum1, sum2)
-		}
-		d[id] = class{rows: n, sum1: a, sum2: b}
-		return nil
+	var sum1, sum2 *string
+	_, err = pgx.ForEachRow(rows, []any{&id, &n, &sum1, &sum2}, func() (err error) {
+		d[id], err = newClass(n, sum1, sum2)
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", s, err)

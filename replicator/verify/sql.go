@@ -19,10 +19,11 @@ SET LOCAL extra_float_digits = 3; SET LOCAL bytea_output = 'hex'; SET LOCAL lc_m
 SET LOCAL quote_all_identifiers = off; SET LOCAL row_security = off; SET LOCAL statement_timeout = 0; SET LOCAL jit = off`
 
 // statements are the queries for one table. Each reads the table in a subquery that ends in LIMIT ALL: it changes nothing
-// but keeps the planner from pulling the subquery up, so that a row's text is made once and hashed twice; unlike OFFSET 0
+// but keeps the planner from pulling the subquery up, so that a row's texts are made once and hashed twice; unlike OFFSET 0
 // it leaves parallel plans with partial aggregation possible.
 type statements struct {
 	keyed    bool
+	totals   string // rows, sum 1, sum 2
 	classes  string // class, rows, sum 1, sum 2
 	drill    string // $1 classes: key hash, key, realm, hash 1, hash 2, rows; ordered by key hash
 	byRealm  string // the table's realms with their rows: r, n
@@ -35,18 +36,15 @@ func newStatements(t *catalog.Table, transcode bool) statements {
 	return newStatementsWithin(t, transcode, "", "")
 }
 
-// newStatementsWithin writes queries that read only rows for which a condition on t holds, the unit's; classes and byRealm
-// also heed that of a part of it.
+// newStatementsWithin writes queries that read only rows for which a condition on t holds, the unit's; totals, classes and
+// byRealm also heed that of a part of it.
 func newStatementsWithin(t *catalog.Table, transcode bool, unit, part string) statements {
 	var s statements
-	table := "ONLY " + t.Name.Quoted()
-	if t.Partitioned {
-		table = t.Name.Quoted()
-	}
+	table := fromTable(t)
 	from := table + " t" + whereText(unit)
 	within := table + " t" + whereText(unit, part)
-	row := canonical(rowText(t), transcode)
-	keyHash, key, values := "hashtextextended(r, 1)", "'row ' || left(r, 200)", ""
+	row := newRowHash(t, transcode)
+	keyHash, key, values := "", "'row ' || left("+rowText(t)+", 200)", "NULL::text[]"
 	keyColumns := identityColumns(t)
 	if s.keyed = len(keyColumns) > 0; s.keyed {
 		keyHash, key, values = hashOf(keyColumns, transcode), textOf(keyColumns), valuesOf(keyColumns)
@@ -56,22 +54,22 @@ func newStatementsWithin(t *catalog.Table, transcode bool, unit, part string) st
 		realm = "t." + tenant.QuoteIdent(t.RealmKey) + "::text"
 	}
 
+	s.totals = fmt.Sprintf(`SELECT count(*), sum(%s)::text, sum(%s)::text FROM (SELECT %s FROM %s LIMIT ALL) x`, row.over(1), row.over(2), row.columns(), within)
+	s.rowRealm = fmt.Sprintf(`SELECT %s AS k, %s AS r, %s AS h, %s AS kv FROM %s`, key, realm, row.inline(1), values, from)
 	if s.keyed {
-		s.classes = fmt.Sprintf(`SELECT kh & %d, count(*), sum(hashtextextended(r, 1))::text, sum(hashtextextended(r, 2))::text
-			FROM (SELECT %s AS kh, %s AS r FROM %s LIMIT ALL) x GROUP BY 1`, classes-1, keyHash, row, within)
-		s.drill = fmt.Sprintf(`SELECT kh, k, realm, hashtextextended(r, 1), hashtextextended(r, 2), count(*), kv
-			FROM (SELECT %s AS kh, %s AS k, %s AS realm, %s AS r, %s AS kv FROM %s LIMIT ALL) x
-			WHERE kh & %d = ANY ($1::bigint[]) GROUP BY 1, 2, 3, 4, 5, 7 ORDER BY 1`, keyHash, key, realm, row, values, from, classes-1)
-		s.rowRealm = fmt.Sprintf(`SELECT %s AS k, %s AS r, hashtextextended(%s, 1) AS h, %s AS kv FROM %s`, key, realm, row, values, from)
+		s.classes = fmt.Sprintf(`SELECT kh & %d, count(*), sum(%s)::text, sum(%s)::text
+			FROM (SELECT %s AS kh, %s FROM %s LIMIT ALL) x GROUP BY 1`, classes-1, row.over(1), row.over(2), keyHash, row.columns(), within)
+		s.drill = fmt.Sprintf(`SELECT kh, k, realm, %s, %s, count(*), kv
+			FROM (SELECT %s AS kh, %s AS k, %s AS realm, %s AS kv, %s FROM %s LIMIT ALL) x
+			WHERE kh & %d = ANY ($1::bigint[]) GROUP BY 1, 2, 3, 4, 5, 7 ORDER BY 1`, row.over(1), row.over(2), keyHash, key, realm, values, row.columns(), from, classes-1)
 		s.columns = fmt.Sprintf(`SELECT %s, %s FROM %s t%s`, key, columnHashesOf(t, transcode), table, whereText(unit, keyHash+" = ANY ($1::bigint[])"))
 	} else {
+		hashes := fmt.Sprintf("%s AS h1, %s AS h2", row.over(1), row.over(2))
 		s.classes = fmt.Sprintf(`SELECT h1 & %d, count(*), sum(h1)::text, sum(h2)::text
-			FROM (SELECT hashtextextended(r, 1) AS h1, hashtextextended(r, 2) AS h2 FROM (SELECT %s AS r FROM %s LIMIT ALL) y LIMIT ALL) x GROUP BY 1`,
-			classes-1, row, within)
+			FROM (SELECT %s FROM (SELECT %s FROM %s LIMIT ALL) y LIMIT ALL) x GROUP BY 1`, classes-1, hashes, row.columns(), within)
 		s.drill = fmt.Sprintf(`SELECT h1, min(k), min(realm), h1, h2, count(*), NULL::text[]
-			FROM (SELECT hashtextextended(r, 1) AS h1, hashtextextended(r, 2) AS h2, %s AS k, realm FROM (SELECT %s AS r, %s AS realm FROM %s LIMIT ALL) y LIMIT ALL) x
-			WHERE h1 & %d = ANY ($1::bigint[]) GROUP BY h1, h2 ORDER BY 1`, key, row, realm, from, classes-1)
-		s.rowRealm = fmt.Sprintf(`SELECT 'row ' || left(%s, 200) AS k, %s AS r, hashtextextended(%s, 1) AS h, NULL::text[] AS kv FROM %s`, rowText(t), realm, row, from)
+			FROM (SELECT %s, k, realm FROM (SELECT %s AS k, %s AS realm, %s FROM %s LIMIT ALL) y LIMIT ALL) x
+			WHERE h1 & %d = ANY ($1::bigint[]) GROUP BY h1, h2 ORDER BY 1`, hashes, key, realm, row.columns(), from, classes-1)
 	}
 	if t.Sharded() {
 		col := "t." + tenant.QuoteIdent(t.RealmKey)
@@ -125,19 +123,15 @@ func rowText(t *catalog.Table) string {
 
 // canonical makes a text hash the same on both sides: by its bytes, and as UTF-8 if the servers' encodings differ.
 func canonical(expr string, transcode bool) string {
-	if transcode {
-		expr = "encode(convert_to(" + expr + ", 'UTF8'), 'hex')"
-	}
-	return expr + ` COLLATE "C"`
+	return encoded(expr, transcode) + ` COLLATE "C"`
 }
 
-// OIDs of types whose own hash function is cheaper than their text's (pg_type.dat).
-const (
-	oidInt8 = 20
-	oidInt2 = 21
-	oidInt4 = 23
-	oidUUID = 2950
-)
+func encoded(expr string, transcode bool) string {
+	if transcode {
+		return "encode(convert_to(" + expr + ", 'UTF8'), 'hex')"
+	}
+	return expr
+}
 
 // hashOf chains the hashes of the identity's columns: each is the seed of the next.
 func hashOf(columns []catalog.Column, transcode bool) string {
