@@ -24,6 +24,7 @@ REHOME_CUTOVERS ?= 20
 # Random histories of make histories, and the first one's number.
 HISTORIES ?= 300000
 SEED ?= 1
+BENCH_ARGS ?=
 BENCH_COUNT ?= 6
 BENCH_OUT ?= bin/bench.txt
 
@@ -117,7 +118,12 @@ histories: setup ## Apply HISTORIES random histories to modelled shards, and a h
 	REHOME_HISTORIES=$(HISTORIES) REHOME_REAL_HISTORIES=$$(( $(HISTORIES) / 100 )) REHOME_SEED=$(SEED) go test -count=1 -v -timeout 120m -run '^TestHistories' ./replicator
 
 .PHONY: bench
-bench: setup ## Run the micro-benchmarks; keeps the former result and compares with it
+bench: setup build ## Measure Rehome beside its peers; writes bench/RESULTS.md (about half an hour): BENCH_ARGS="-workloads A -rounds 1"
+	@scripts/ensure-bench
+	go run ./bench -rehome bin/rehome $(BENCH_ARGS)
+
+.PHONY: microbench
+microbench: setup ## Run the micro-benchmarks; keeps the former result and compares with it
 	@mkdir -p $(dir $(BENCH_OUT))
 	@if [ -f $(BENCH_OUT) ]; then mv $(BENCH_OUT) $(BENCH_OUT).old; fi
 	go test -run '^$$' -bench . -benchmem -count $(BENCH_COUNT) -p 1 $$(scripts/with-benchmarks) | tee $(BENCH_OUT)

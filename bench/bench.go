@@ -128,11 +128,35 @@ func (b *Bench) Absent(inCase, contender, why string) {
 	}
 }
 
+// restAfter is how many rounds a peer has to show what it can.
+const restAfter = 2
+
+// Resting reports whether a peer rests in a case.
+func (b *Bench) Resting(inCase, peer string) bool {
+	return slices.ContainsFunc(b.Results.Resting, func(a Absence) bool { return a.Case == inCase && a.Contender == peer })
+}
+
+// Rest lets peers of a case rest that are far behind the best of them, so that the rounds that are left go to those who may be the
+// best one. The report says so.
+func (b *Bench) Rest(inCase string, peers []string) {
+	if b.Options.PeerLimit <= 0 {
+		return
+	}
+	for _, p := range peers {
+		ratio := b.Results.RatioToBest(inCase, p, peers, Wall)
+		if ratio.N >= restAfter && ratio.Min > b.Options.PeerLimit && !b.Resting(inCase, p) {
+			why := fmt.Sprintf("rests after %d rounds: at least %.2f × the best peer in each", ratio.N, ratio.Min)
+			b.Results.Resting = append(b.Results.Resting, Absence{Case: inCase, Contender: p, Why: why})
+			b.Say("%s: %s %s", inCase, p, why)
+		}
+	}
+}
+
 // Turn gives one contender its turn in a case: a checkpoint, then do, which begins and ends the clock, then check (may be nil),
 // then what do asked to be cleaned up. A failure becomes a sample without a figure. Only what the others' turns would suffer
 // from is an error: a clean-up that did not work.
 func (b *Bench) Turn(ctx context.Context, inCase, contender string, round int, do, check func(context.Context, *Run) error) error {
-	r := &Run{Rig: b.Rig, Case: inCase, Contender: contender, Round: round, Values: map[string]float64{}, names: map[string]string{}}
+	r := b.newRun(inCase, contender, round)
 	err := b.Rig.Checkpoint(ctx)
 	if err == nil {
 		turn, cancel := context.WithTimeoutCause(ctx, turnWithin, fmt.Errorf("not done within %s", turnWithin))
@@ -149,14 +173,9 @@ func (b *Bench) Turn(ctx context.Context, inCase, contender string, round int, d
 	if err != nil {
 		s.Failed = err.Error()
 	}
-	// An interrupted run cleans up too.
-	tidy := context.WithoutCancel(ctx)
-	var errs []error
-	for _, fn := range slices.Backward(r.cleanup) {
-		errs = append(errs, fn(tidy))
-	}
+	tidied := r.tidy(ctx)
 	if ctx.Err() != nil {
-		return errors.Join(append(errs, context.Cause(ctx))...) // what was under way then is no figure
+		return errors.Join(context.Cause(ctx), tidied) // what was under way then is no figure
 	}
 	b.Results.Add(s)
 	if !slices.ContainsFunc(b.Results.Commands, func(c Commands) bool { return c.Case == inCase && c.Contender == contender }) {
@@ -170,10 +189,27 @@ func (b *Bench) Turn(ctx context.Context, inCase, contender string, round int, d
 	} else {
 		b.Say("%d %s, %s: %.2f s; CPU tool %.2f source %.2f targets %.2f control %.2f%s", round, inCase, contender, s.Seconds, s.CPU.Tool, s.CPU.Source, s.CPU.Targets, s.CPU.Control, values(s.Values))
 	}
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("clean up after %s: %w", contender, err)
+	return tidied
+}
+
+// Hold is a turn without a figure, for what several turns need: do is given a Run to start things with, and what it asked to be
+// cleaned up is, when it returns. Its error is the case's failure: it is noted as a sample of the contender, not returned.
+func (b *Bench) Hold(ctx context.Context, inCase, contender string, round int, do func(context.Context, *Run) error) error {
+	r := b.newRun(inCase, contender, round)
+	err := do(ctx, r)
+	tidied := r.tidy(ctx)
+	if ctx.Err() != nil {
+		return errors.Join(context.Cause(ctx), tidied)
 	}
-	return nil
+	if err != nil {
+		b.Results.Add(Sample{Case: inCase, Contender: contender, Round: round, Values: r.Values, Failed: err.Error(), At: time.Now()})
+		b.Say("%d %s, %s: no figure: %v", round, inCase, contender, err)
+	}
+	return tidied
+}
+
+func (b *Bench) newRun(inCase, contender string, round int) *Run {
+	return &Run{Rig: b.Rig, Case: inCase, Contender: contender, Round: round, Values: map[string]float64{}, names: map[string]string{}, running: map[int]bool{}}
 }
 
 func values(v map[string]float64) string {

@@ -30,6 +30,7 @@ type copyWorkload struct {
 	data    *Dataset
 	targets []int // of Rehome; default 1
 	peers   []Copier
+	limited bool // measure what COPY alone allows, too
 }
 
 func (w *copyWorkload) ID() string { return w.data.Name }
@@ -73,9 +74,16 @@ func (w *copyWorkload) Round(ctx context.Context, b *Bench, round int) error {
 			b.Absent(inCase, name, why)
 			continue
 		}
+		if b.Resting(inCase, name) {
+			continue
+		}
 		if err := w.turn(ctx, b, round, t); err != nil {
 			return err
 		}
+	}
+	b.Rest(copyCase(w.data.Name, 1), peersOf(b.Results, copyCase(w.data.Name, 1)))
+	if w.limited && limitRounds[round] {
+		return w.limits(ctx, b, round)
 	}
 	return nil
 }

@@ -2,10 +2,6 @@ package main
 
 import (
 	"context"
-	"fmt"
-	"time"
-
-	"github.com/jackc/pgx/v5"
 
 	"github.com/rehomedb/rehome/internal/pgcluster"
 	"github.com/rehomedb/rehome/tenant"
@@ -43,7 +39,11 @@ func (rehomeCopier) Copy(ctx context.Context, r *Run, d *Dataset, targets []*pgc
 	}
 	// The finish line of everybody: all tables, rows, keys and indexes are there. Rows come before keys and indexes, and are
 	// counted and compared afterwards.
-	if err := waitSchema(ctx, r, s, d, targets); err != nil {
+	copied := func(ctx context.Context) (bool, error) {
+		phase, err := s.Phase(ctx)
+		return phase != tenant.Created && phase != tenant.Preparing && phase != tenant.Copying, err
+	}
+	if err := untilComplete(ctx, r, d, targets, copied); err != nil {
 		return err
 	}
 	if err := s.WaitPhase(ctx, tenant.CatchingUp, tenant.InSync); err != nil {
@@ -71,46 +71,4 @@ func (rehomeCopier) Copy(ctx context.Context, r *Run, d *Dataset, targets []*pgc
 	rss, err := s.PeakRSS()
 	r.Set(peakRSS, rss)
 	return err
-}
-
-// schemaPause is how often a target's catalogue is asked; the sessions stay open.
-const schemaPause = 50 * time.Millisecond
-
-// waitSchema waits until every target has all keys and indexes, and ends the clock.
-func waitSchema(ctx context.Context, r *Run, s *Server, d *Dataset, targets []*pgcluster.Cluster) error {
-	for i, c := range targets {
-		conn, err := pgx.Connect(ctx, c.DSN(TargetDB).Reveal())
-		if err != nil {
-			return fmt.Errorf("connect to target %d: %w", i+1, err)
-		}
-		defer conn.Close(context.WithoutCancel(ctx))
-		tick := time.NewTicker(schemaPause)
-		defer tick.Stop()
-		for late := false; ; {
-			var there string
-			if err := conn.QueryRow(ctx, schemaSQL).Scan(&there); err != nil {
-				return fmt.Errorf("look at target %d: %w", i+1, err)
-			}
-			if there == d.schema {
-				break
-			}
-			if late {
-				return fmt.Errorf("the copy is done, but target %d has %s", i+1, there)
-			}
-			phase, err := s.Phase(ctx)
-			if err != nil {
-				return err
-			}
-			// It may have come to its end since the catalogue was read: that is read once more.
-			if late = phase != tenant.Created && phase != tenant.Preparing && phase != tenant.Copying; late {
-				continue
-			}
-			select {
-			case <-ctx.Done():
-				return context.Cause(ctx)
-			case <-tick.C:
-			}
-		}
-	}
-	return r.End()
 }

@@ -26,6 +26,9 @@ func (w *copyWorkload) Report(r *Results) []Section {
 			cpu(func(s Sample) float64 { return s.CPU.Targets }), cpu(func(s Sample) float64 { return s.CPU.Sum() }), digitsInt(wall.N),
 		})
 	}
+	if w.limited {
+		return []Section{s, limitsSection(r)}
+	}
 	return []Section{s}
 }
 

@@ -37,7 +37,17 @@ type Options struct {
 
 // all are the workloads in the order of the report.
 func all() []Workload {
-	return []Workload{&copyWorkload{data: DatasetA(), targets: []int{2, 3}}, &drainWorkload{}, &latencyWorkload{}, &memoryWorkload{}}
+	a := DatasetA()
+	few := []Copier{nativeCopier{}, nativeCopier{binary: true}, pgcopydbCopier{jobs: jobs}, dumpCopier{}}
+	every := append(slices.Clone(few), nativeCopier{inPlace: true}, pgcopydbCopier{jobs: 2 * jobs}, pglogicalCopier{})
+	return []Workload{
+		&copyWorkload{data: a, peers: every, targets: []int{2, 3}, limited: true},
+		&copyWorkload{data: DatasetB(), peers: few},
+		&copyWorkload{data: DatasetC(), peers: few},
+		&drainWorkload{}, &latencyWorkload{},
+		&verifyWorkload{data: a},
+		&memoryWorkload{},
+	}
 }
 
 func parse(args []string, errs io.Writer) (Options, error) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -28,6 +29,7 @@ type Run struct {
 	mu       sync.Mutex        // tools may run side by side
 	tools    float64           // CPU seconds of tools that ended
 	pids     []int             // processes that go on beyond the turn
+	running  map[int]bool      // tools that run just now
 	commands []string
 	began    time.Time
 	before   CPU
@@ -75,6 +77,18 @@ func (r *Run) Count(pid int) { r.pids = append(r.pids, pid) }
 // Cleanup is done after the turn, the last first, whatever became of it.
 func (r *Run) Cleanup(fn func(context.Context) error) { r.cleanup = append(r.cleanup, fn) }
 
+// tidy does what was asked for with Cleanup, also when the run is interrupted.
+func (r *Run) tidy(ctx context.Context) error {
+	var errs []error
+	for _, fn := range slices.Backward(r.cleanup) {
+		errs = append(errs, fn(context.WithoutCancel(ctx)))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("clean up after %s: %w", r.Contender, err)
+	}
+	return nil
+}
+
 // Name says what stands in the report for a connection string.
 func (r *Run) Name(dsn tenant.DSN, name string) { r.names[dsn.Reveal()] = name }
 
@@ -85,6 +99,11 @@ func (r *Run) used() (CPU, error) {
 	}
 	r.mu.Lock()
 	cpu.Tool = r.tools
+	for pid := range r.running {
+		if used, err := TreeCPU(pid); err == nil { // it may be ending just now
+			cpu.Tool += used
+		}
+	}
 	r.mu.Unlock()
 	for _, pid := range r.pids {
 		used, err := TreeCPU(pid)
@@ -164,10 +183,15 @@ func (r *Run) finish(cmd *exec.Cmd) (stdout string, err error) {
 	if cmd.Stderr == nil {
 		cmd.Stderr = &said
 	}
-	err = cmd.Run()
-	if s := cmd.ProcessState; s != nil {
+	if err = cmd.Start(); err == nil {
+		pid := cmd.Process.Pid
 		r.mu.Lock()
-		r.tools += (s.UserTime() + s.SystemTime()).Seconds()
+		r.running[pid] = true
+		r.mu.Unlock()
+		err = cmd.Wait()
+		r.mu.Lock()
+		delete(r.running, pid)
+		r.tools += (cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Seconds()
 		r.mu.Unlock()
 	}
 	if err != nil {

@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/rehomedb/rehome/internal/pgcluster"
 	"github.com/rehomedb/rehome/otp"
 	"github.com/rehomedb/rehome/server/api"
@@ -40,15 +42,17 @@ type Server struct {
 	cmd     *exec.Cmd
 	log     *os.File
 	ended   chan struct{}
-	run     *Run
-	repl    string // the replication that was started
+	run     *Run      // whose turn it is
+	owner   *Run      // who started it
+	watch   *pgx.Conn // at the control database; used by one goroutine at a time
+	repl    string    // the replication that was started
 	targets int
 }
 
 // StartServer starts an installation for a turn, outside of its clock; the turn counts the server's CPU as the tool's and removes
 // the installation at its end.
 func StartServer(ctx context.Context, r *Run, targets ...*pgcluster.Cluster) (s *Server, err error) {
-	s = &Server{rig: r.Rig, run: r, ended: make(chan struct{}), targets: len(targets)}
+	s = &Server{rig: r.Rig, run: r, owner: r, ended: make(chan struct{}), targets: len(targets)}
 	if s.dir, err = os.MkdirTemp(r.Rig.Dir, "installation-"); err != nil {
 		return nil, fmt.Errorf("make a working directory: %w", err)
 	}
@@ -132,6 +136,13 @@ func (s *Server) start(ctx context.Context) (err error) {
 		return errors.Join(err, s.remove(context.WithoutCancel(ctx)))
 	}
 	return nil
+}
+
+// Use makes the server part of another turn: its CPU and what it is asked to do are counted there from now on. The turn that
+// started it still removes it.
+func (s *Server) Use(r *Run) {
+	s.run = r
+	r.Count(s.Pid())
 }
 
 // Pid is the server's process.
@@ -224,13 +235,20 @@ func (s *Server) Replicate(ctx context.Context, source tenant.DSN, begin func() 
 // Phase is where the replication stands, from the control database: that costs the server nothing. A pause is an error with
 // its reason.
 func (s *Server) Phase(ctx context.Context) (tenant.Phase, error) {
-	phase, err := Scalar[string](ctx, s.rig.Control.DSN(controlDB), `SELECT phase FROM rehome_control.replications WHERE id = $1`, s.repl)
-	if err != nil {
-		return "", err
+	if s.watch == nil {
+		c, err := pgx.Connect(ctx, s.rig.Control.DSN(controlDB).Reveal())
+		if err != nil {
+			return "", fmt.Errorf("connect to the control database: %w", err)
+		}
+		s.watch = c
 	}
-	if tenant.Phase(phase) == tenant.Paused {
-		why, err := Scalar[string](ctx, s.rig.Control.DSN(controlDB), `SELECT coalesce(state->>'reason', '') FROM rehome_control.replications WHERE id = $1`, s.repl)
-		return tenant.Paused, errors.Join(fmt.Errorf("the replication paused: %s", why), err)
+	var phase, reason string
+	err := s.watch.QueryRow(ctx, `SELECT phase, coalesce(state->>'reason', '') FROM rehome_control.replications WHERE id = $1`, s.repl).Scan(&phase, &reason)
+	switch {
+	case err != nil:
+		return "", fmt.Errorf("read the phase: %w", err)
+	case tenant.Phase(phase) == tenant.Paused:
+		return tenant.Paused, fmt.Errorf("the replication paused: %s", reason)
 	}
 	return tenant.Phase(phase), nil
 }
@@ -255,6 +273,7 @@ func (s *Server) Progress(ctx context.Context) (tenant.Progress, error) {
 
 // remove takes the replication back, ends the server and drops its databases.
 func (s *Server) remove(ctx context.Context) error {
+	s.run = s.owner
 	var errs []error
 	if s.repl != "" {
 		if _, err := s.CLI(ctx, "cancel-replication", s.repl, "--yes"); err != nil {
@@ -270,6 +289,9 @@ func (s *Server) remove(ctx context.Context) error {
 			<-s.ended
 		}
 		errs = append(errs, s.log.Close())
+	}
+	if s.watch != nil {
+		_ = s.watch.Close(ctx)
 	}
 	errs = append(errs, DropDatabase(ctx, s.rig.Control, controlDB))
 	for _, c := range s.rig.Targets[:s.targets] {

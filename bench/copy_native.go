@@ -1,0 +1,112 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/rehomedb/rehome/internal/pgcluster"
+)
+
+// jobs is how many sessions peers are given that ask for it: as many as there are cores would be usual, and all of the report's
+// machines have two or more.
+const jobs = 2
+
+// nativeCopier is the initial copy of CREATE SUBSCRIPTION.
+type nativeCopier struct {
+	binary  bool
+	inPlace bool // keys and indexes before the rows; else after them
+}
+
+// binaryCopySince is the version whose subscriptions copy in binary too; before, the option is about the stream only.
+const binaryCopySince = 16
+
+func (c nativeCopier) Name() string {
+	name := "native subscription"
+	if c.binary {
+		name += ", binary"
+	}
+	if c.inPlace {
+		return name + ", indexes in place"
+	}
+	return name + ", indexes after"
+}
+
+func (c nativeCopier) Missing(_ context.Context, rig *Rig) string {
+	if c.binary && rig.Source.Version() < binaryCopySince {
+		return fmt.Sprintf("subscriptions of Postgres %d copy as text, also with binary = true", rig.Source.Version())
+	}
+	return ""
+}
+
+func (c nativeCopier) Copy(ctx context.Context, r *Run, d *Dataset, targets []*pgcluster.Cluster) error {
+	target := targets[0].DSN(TargetDB)
+	if err := CreateDatabase(ctx, targets[0], TargetDB); err != nil {
+		return err
+	}
+	r.Cleanup(func(ctx context.Context) error { return Unpublish(ctx, d.source, d.dbName()) })
+	// It is there before its subscription is dropped by DropDatabase, which cleans up later: workers end then.
+	r.Cleanup(func(ctx context.Context) error { return DropSubscriptions(ctx, target) })
+	if err := r.Begin(); err != nil {
+		return err
+	}
+	sections := []string{"pre-data"}
+	if c.inPlace {
+		sections = append(sections, "post-data")
+	}
+	for _, s := range sections {
+		if err := dumpSchema(ctx, r, d, s, target.Reveal()); err != nil {
+			return err
+		}
+	}
+	if err := r.SQL(ctx, d.DB(), "CREATE PUBLICATION bench FOR ALL TABLES"); err != nil {
+		return err
+	}
+	with := ""
+	if c.binary {
+		with = " WITH (binary = true)"
+	}
+	if err := r.SQL(ctx, target, "CREATE SUBSCRIPTION bench CONNECTION '"+d.DB().Reveal()+"' PUBLICATION bench"+with); err != nil {
+		return err
+	}
+	// f: the copy is committed; s, r: and the stream has caught up (catalogs, pg_subscription_rel).
+	const left = `SELECT count(*) FILTER (WHERE srsubstate NOT IN ('f', 's', 'r'))::int FROM pg_subscription_rel`
+	r.Note("wait until pg_subscription_rel has every table in f, s or r")
+	watch, err := pgx.Connect(ctx, target.Reveal()) // one session: connecting anew for each look would cost the target more than the looks
+	if err != nil {
+		return fmt.Errorf("connect: %w", err)
+	}
+	defer watch.Close(context.WithoutCancel(ctx))
+	err = eventually(ctx, turnWithin, "the subscription has copied", func(ctx context.Context) (bool, error) {
+		var n int
+		err := watch.QueryRow(ctx, left).Scan(&n)
+		return n == 0, err
+	})
+	if err != nil {
+		return fmt.Errorf("wait for the copy: %w", err)
+	}
+	if !c.inPlace {
+		if err := restorePost(ctx, r, d, target.Reveal()); err != nil {
+			return err
+		}
+	}
+	return r.End()
+}
+
+// restorePost builds keys and indexes by pg_restore, side by side.
+func restorePost(ctx context.Context, r *Run, d *Dataset, target string) error {
+	archive, err := dumpArchive(ctx, r, d)
+	if err != nil {
+		return err
+	}
+	return r.Tool(ctx, "pg_restore", "--section=post-data", fmt.Sprintf("-j%d", jobs), "-d", target, archive)
+}
+
+// Unpublish drops the publication and the slots of a database at the source.
+func Unpublish(ctx context.Context, c *pgcluster.Cluster, database string) error {
+	if err := DropSlots(ctx, c, database); err != nil {
+		return err
+	}
+	return Exec(ctx, c.DSN(database), "DROP PUBLICATION IF EXISTS bench")
+}

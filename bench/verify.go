@@ -1,0 +1,192 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/rehomedb/rehome/tenant"
+)
+
+// Names of workload F in the samples.
+const (
+	verifyAtRest   = "F, at rest"
+	verifyLoaded   = "F, under load"
+	digestName     = "SELECT count(*), sum(hash) over both sides"
+	verifiedRows   = "rows"
+	loadPerSecond  = 300 // transactions of pgbench's TPC-B a second while verification runs
+	loadClients    = 4
+	loadAtMost     = 10 * time.Minute
+	afterPrepareDB = "bench_F"
+)
+
+// verifyWorkload compares dataset A with a copy of it that Rehome keeps in step: at rest, and while pgbench writes to the source.
+type verifyWorkload struct{ data *Dataset }
+
+func (w *verifyWorkload) ID() string { return "F" }
+
+// Prepare makes a database of its own: the load changes it.
+func (w *verifyWorkload) Prepare(ctx context.Context, b *Bench) error {
+	if err := w.data.Load(ctx, b); err != nil {
+		return err
+	}
+	options := ""
+	if w.data.source.Version() >= 15 {
+		options = " STRATEGY file_copy" // else 15 and later write all of it to the log
+	}
+	return Exec(ctx, b.Rig.Source.DSN("postgres"), "CREATE DATABASE "+tenant.QuoteIdent(afterPrepareDB)+" TEMPLATE "+tenant.QuoteIdent(w.data.dbName())+options)
+}
+
+func (w *verifyWorkload) Round(ctx context.Context, b *Bench, round int) error {
+	source, target := b.Rig.Source.DSN(afterPrepareDB), b.Rig.Targets[0]
+	return b.Hold(ctx, verifyAtRest, rehomeName, round, func(ctx context.Context, hold *Run) error {
+		hold.Cleanup(func(ctx context.Context) error { return DropDatabase(ctx, target, TargetDB) })
+		s, err := StartServer(ctx, hold, target)
+		if err != nil {
+			return err
+		}
+		if err := s.Replicate(ctx, source, nil, w.data.Realm...); err != nil {
+			return err
+		}
+		if err := s.WaitPhase(ctx, tenant.InSync); err != nil {
+			return err
+		}
+		if err := w.both(ctx, b, round, verifyAtRest, s, source); err != nil {
+			return err
+		}
+		stop, err := w.load(hold, source)
+		if err != nil {
+			return err
+		}
+		return errors.Join(w.both(ctx, b, round, verifyLoaded, s, source), stop())
+	})
+}
+
+// both lets the two contenders have their turn, in an order that changes from round to round.
+func (w *verifyWorkload) both(ctx context.Context, b *Bench, round int, inCase string, s *Server, source tenant.DSN) error {
+	turns := map[string]func(context.Context, *Run) error{
+		rehomeName: func(ctx context.Context, r *Run) error { return w.verify(ctx, r, s) },
+		digestName: func(ctx context.Context, r *Run) error {
+			return w.digest(ctx, r, source, b.Rig.Targets[0].DSN(TargetDB))
+		},
+	}
+	for _, name := range Rotate([]string{rehomeName, digestName}, round) {
+		if err := b.Turn(ctx, inCase, name, round, turns[name], nil); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *verifyWorkload) verify(ctx context.Context, r *Run, s *Server) error {
+	s.Use(r)
+	if err := r.Begin(); err != nil {
+		return err
+	}
+	r.Note("rehome verify")
+	v, err := CLIJSON[tenant.Verification](ctx, s, "verify")
+	if err != nil {
+		return err
+	}
+	if err := r.End(); err != nil {
+		return err
+	}
+	if !v.Clean || v.Rows < w.data.Rows() {
+		return fmt.Errorf("the verification found %d rows of %d, clean: %t", v.Rows, w.data.Rows(), v.Clean)
+	}
+	r.Set(verifiedRows, float64(v.Rows))
+	return nil
+}
+
+// digest reads every table on one session at each side, both at once.
+func (w *verifyWorkload) digest(ctx context.Context, r *Run, source, target tenant.DSN) error {
+	if err := r.Begin(); err != nil {
+		return err
+	}
+	r.Note("at both sides at once, one table after the other: " + digestSQL("…"))
+	g, ctx := errgroup.WithContext(ctx)
+	for _, dsn := range []tenant.DSN{source, target} {
+		g.Go(func() error {
+			c, err := pgx.Connect(ctx, dsn.Reveal())
+			if err != nil {
+				return fmt.Errorf("connect: %w", err)
+			}
+			defer c.Close(context.WithoutCancel(ctx))
+			for _, t := range w.data.Tables {
+				var d Digest
+				if err := c.QueryRow(ctx, digestSQL(t)).Scan(&d.Rows, &d.Sum); err != nil {
+					return fmt.Errorf("read table %s: %w", t, err)
+				}
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	return r.End()
+}
+
+// load runs pgbench against the source until stop is called.
+func (w *verifyWorkload) load(r *Run, source tenant.DSN) (stop func() error, err error) {
+	// At a smaller scale many of the accounts that it chooses are not there: it then updates none.
+	branches, err := Scalar[int](context.Background(), source, "SELECT count(*)::int FROM pgbench_branches")
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	args := []string{"-n", "-c", fmt.Sprint(loadClients), "-R", fmt.Sprint(loadPerSecond), "-T", fmt.Sprintf("%.0f", loadAtMost.Seconds()), "-s", fmt.Sprint(branches), "-b", "tpcb-like", "-d", source.Reveal()}
+	cmd := r.Command(ctx, "pgbench", args...)
+	if err := cmd.Start(); err != nil {
+		cancel()
+		return nil, fmt.Errorf("start pgbench: %w", err)
+	}
+	return func() error {
+		if cmd.ProcessState != nil {
+			cancel()
+			return errors.New("pgbench ended before it was stopped")
+		}
+		cancel()
+		var exit *exec.ExitError
+		if err := cmd.Wait(); err != nil && !errors.As(err, &exit) && !errors.Is(err, context.Canceled) {
+			return fmt.Errorf("stop pgbench: %w", err)
+		}
+		return nil
+	}, nil
+}
+
+// Report implements Workload.
+func (w *verifyWorkload) Report(r *Results) []Section {
+	s := Section{
+		Title: "F: verification of A",
+		Text:  fmt.Sprintf("`rehome verify` compares every row at one position. The measure is `%s` of every table, on one session at each side, both at once. Under load: pgbench's TPC-B at %d transactions a second at the source.", digestSQL("t"), loadPerSecond),
+		Head:  []string{"", "contender", ">wall s", ">x measure", ">CPU tool", ">source", ">target", ">n"},
+	}
+	for _, inCase := range []string{verifyAtRest, verifyLoaded} {
+		for _, name := range []string{rehomeName, digestName} {
+			wall := r.Spread(inCase, name, Wall)
+			if wall.N == 0 {
+				continue
+			}
+			cpu := func(f Figure) string { return r.Spread(inCase, name, f).Middle() }
+			s.Rows = append(s.Rows, []string{
+				inCase, name, wall.String(), r.Ratio(inCase, name, Wall, inCase, digestName, Wall).String(),
+				cpu(func(s Sample) float64 { return s.CPU.Tool + s.CPU.Control }), cpu(func(s Sample) float64 { return s.CPU.Source }), cpu(func(s Sample) float64 { return s.CPU.Targets }), digitsInt(wall.N),
+			})
+		}
+	}
+	return []Section{s}
+}
+
+// Aims implements Workload.
+func (w *verifyWorkload) Aims(r *Results) []Aim {
+	return []Aim{{
+		What: "verify A at rest", Bound: "≤ 1.5 × reading both sides side by side", Limit: 1.5,
+		Measured: r.Ratio(verifyAtRest, rehomeName, Wall, verifyAtRest, digestName, Wall),
+	}}
+}
