@@ -51,6 +51,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.worker != nil {
 		run("worker", s.worker.Run)
 	}
+	run("profiles", s.profiles.run)
 	hs := s.httpServer(parts)
 	g.Go(func() error {
 		if err := hs.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
@@ -68,6 +69,9 @@ func (s *Server) Run(ctx context.Context) error {
 		cut(errStopping)
 		return nil
 	})
+	if s.profiles.listener != nil {
+		s.log.InfoContext(ctx, "profiles are served", "address", s.profiles.listener.Addr().String())
+	}
 	s.log.InfoContext(ctx, "serving", "address", s.Addr().String(), "url", s.installation.BaseURL, "installation", s.installation.ID, "server", s.name, "nats", s.news.Describe())
 
 	done := make(chan error, 1)

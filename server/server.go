@@ -89,6 +89,7 @@ type Server struct {
 	metrics      *metrics
 	failures     *failures
 	listener     net.Listener
+	profiles     profiles
 
 	drainOnce sync.Once
 	draining  chan struct{} // closed when a stop begins; ends streams and long polls
@@ -131,6 +132,9 @@ func New(ctx context.Context, cfg config.Config, deps Deps) (_ *Server, err erro
 	}
 	if s.listener, err = (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.Listen); err != nil {
 		return nil, &tenant.Error{Kind: tenant.KindUnavailable, Code: "cannot-listen", Message: "cannot listen on " + cfg.Listen, Hint: "set REHOME_LISTEN to a free address", Err: err}
+	}
+	if s.profiles, err = listenForProfiles(ctx, cfg.Pprof); err != nil {
+		return nil, err
 	}
 	return s, nil
 }
@@ -187,6 +191,9 @@ func (s *Server) Close() {
 		if err := s.listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
 			s.log.Warn("close the listener", "error", err)
 		}
+	}
+	if err := s.profiles.close(); err != nil && !errors.Is(err, net.ErrClosed) {
+		s.log.Warn("close the listener of profiles", "error", err)
 	}
 	if s.pool != nil {
 		s.pool.Close()

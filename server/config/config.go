@@ -76,6 +76,12 @@ type Config struct {
 	CloseWindow time.Duration `koanf:"close_window"`
 	// HoldWait is how long a request waits while its database is held, before it is refused with Retry-After.
 	HoldWait time.Duration `koanf:"hold_wait"`
+	// Pprof is the address of the profiles of the running server (net/http/pprof), a listener of its own; empty: none. What
+	// they show of the process is nobody's business but the operator's, so it must be this machine's, unless PprofNetworks
+	// says otherwise.
+	Pprof string `koanf:"pprof"`
+	// PprofNetworks says where Pprof may listen: loopback, or any.
+	PprofNetworks string `koanf:"pprof_networks"`
 	// TrustedProxies are addresses and networks (CIDR), separated by commas, that are believed what X-Forwarded-For,
 	// X-Forwarded-Proto and Forwarded say of a client. Empty: nobody is.
 	TrustedProxies string `koanf:"trusted_proxies"`
@@ -99,6 +105,7 @@ func (c Config) WithDefaults() Config {
 	set(&c.PGListen, DefaultPGListen)
 	set(&c.UsageStats, "enabled")
 	set(&c.WebhookNetworks, "any")
+	set(&c.PprofNetworks, "loopback")
 	set(&c.Version, "devel")
 	if c.EmailURL == "" {
 		c.EmailURL = DefaultEmailURL
@@ -155,6 +162,9 @@ func (c Config) Validate() error {
 	}
 	if c.WebhookNetworks != "any" && c.WebhookNetworks != "public" {
 		return bad("bad-webhook-networks", "write any or public", "REHOME_WEBHOOK_NETWORKS is %q", c.WebhookNetworks)
+	}
+	if err := c.validatePprof(); err != nil {
+		return err
 	}
 	if c.NATSURL != "" {
 		if u, err := url.Parse(c.NATSURL); err != nil || u.Host == "" {

@@ -77,6 +77,9 @@ func TestErrors(t *testing.T) {
 		"bad-listen":           {Environ: environ(append(good, "REHOME_LISTEN=8080")...)},
 		"bad-usage-stats":      {Environ: environ(append(good, "REHOME_USAGE_STATS=yes")...)},
 		"bad-webhook-networks": {Environ: environ(append(good, "REHOME_WEBHOOK_NETWORKS=mine")...)},
+		"bad-pprof":            {Environ: environ(append(good, "REHOME_PPROF=6060")...)},
+		"bad-pprof-networks":   {Environ: environ(append(good, "REHOME_PPROF_NETWORKS=mine")...)},
+		"public-pprof":         {Environ: environ(append(good, "REHOME_PPROF=0.0.0.0:6060")...)},
 		"bad-drain-timeout":    {Environ: environ(append(good, "REHOME_DRAIN_TIMEOUT=soon")...)},
 		"bad-max-connections":  {Environ: environ(append(good, "REHOME_MAX_CONNECTIONS=20s")...)},
 		"no-config-file":       {Environ: environ("REHOME_CONFIG=/nonexistent.toml")},
@@ -138,6 +141,26 @@ func TestGatewaySettings(t *testing.T) {
 	for _, bad := range []string{"REHOME_TRUSTED_PROXIES=example.com", "REHOME_TRUSTED_PROXIES=10.0.0.0/33", "REHOME_HOLD_WAIT=-1s", "REHOME_REDIRECT_PERMANENT_AFTER=soon"} {
 		if _, err := Load(Sources{Environ: environ(append(base, bad)...)}); tenant.AsError(err).Kind != tenant.KindInvalid {
 			t.Errorf("%s: %v", bad, err)
+		}
+	}
+}
+
+func TestPprofIsOfThisMachine(t *testing.T) {
+	t.Parallel()
+	base := []string{"DATABASE_URL=postgres://u:pw@h/d", "REHOME_SECRET=" + secret}
+	if c, err := Load(Sources{Environ: environ(base...)}); err != nil || c.Pprof != "" {
+		t.Errorf("it is on by default: %q, %v", c.Pprof, err)
+	}
+	for addr, want := range map[string]bool{
+		"127.0.0.1:6060": true, "127.8.9.10:0": true, "[::1]:6060": true, "[::ffff:127.0.0.1]:6060": true, "localhost:6060": true,
+		":6060": false, "0.0.0.0:6060": false, "[::]:6060": false, "10.0.0.1:6060": false, "192.0.2.1:6060": false, "rehome.example:6060": false, "localhost.example:6060": false, "[fe80::1%lo]:6060": false,
+	} {
+		_, err := Load(Sources{Environ: environ(base...), Flags: flags(t, "--pprof", addr)})
+		if te := tenant.AsError(err); (err == nil) != want || (!want && (te == nil || te.Code != "public-pprof" || te.Kind != tenant.KindInvalid)) {
+			t.Errorf("%s: %v", addr, err)
+		}
+		if _, err := Load(Sources{Environ: environ(append(base, "REHOME_PPROF_NETWORKS=any")...), Flags: flags(t, "--pprof", addr)}); err != nil {
+			t.Errorf("%s, allowed by name: %v", addr, err)
 		}
 	}
 }

@@ -43,6 +43,8 @@ func settings() []setting {
 		{"email_url", "smtp://, smtps://, https:// (webhook), file:///dir or log: (default " + DefaultEmailURL + ")", true},
 		{"usage_stats", "enabled or disabled (default enabled)", false},
 		{"webhook_networks", "where webhooks may go: any, or public to refuse private networks (default any)", false},
+		{"pprof", "address of profiles of the running server at /debug/pprof/, such as 127.0.0.1:6060 (default: none)", false},
+		{"pprof_networks", "where --pprof may listen: loopback, or any, which shows profiles to whoever reaches the address (default loopback)", false},
 		{"server_name", "name of this server among those of the installation (default: host name)", false},
 		{"drain_timeout", "how long a stop waits for requests in flight (default " + DefaultDrainTimeout.String() + ")", false},
 		{"delete_grace", "how long a deleted database can be undeleted (default " + DefaultDeleteGrace.String() + ")", false},
@@ -140,7 +142,7 @@ func decode(k *koanf.Koanf) (Config, error) {
 		DatabaseURL: tenant.DSN(k.String("database_url")), Secret: tenant.Secret(k.String("secret")), URL: k.String("url"),
 		Listen: k.String("listen"), PGListen: k.String("pg_listen"), NATSURL: k.String("nats_url"), NATSStore: k.String("nats_store"),
 		EmailURL: tenant.Secret(k.String("email_url")), UsageStats: k.String("usage_stats"), WebhookNetworks: k.String("webhook_networks"), ServerName: k.String("server_name"),
-		TrustedProxies: k.String("trusted_proxies"),
+		TrustedProxies: k.String("trusted_proxies"), Pprof: k.String("pprof"), PprofNetworks: k.String("pprof_networks"),
 	}
 	for name, field := range map[string]*time.Duration{
 		"drain_timeout": &c.DrainTimeout, "delete_grace": &c.DeleteGrace, "tombstone": &c.Tombstone,
@@ -215,7 +217,7 @@ func (c Config) Print(w io.Writer) error {
 		"server_name": c.ServerName, "drain_timeout": c.DrainTimeout.String(), "max_connections": fmt.Sprint(c.MaxConnections),
 		"delete_grace": c.DeleteGrace.String(), "tombstone": c.Tombstone.String(),
 		"redirect_permanent_after": orOff(c.RedirectPermanentAfter), "close_window": c.CloseWindow.String(), "hold_wait": c.HoldWait.String(),
-		"trusted_proxies": c.TrustedProxies,
+		"trusted_proxies": c.TrustedProxies, "pprof": c.Pprof, "pprof_networks": c.PprofNetworks,
 	}
 	if c.DatabaseURL == "" {
 		values["database_url"] = ""
