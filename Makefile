@@ -26,7 +26,9 @@ HISTORIES ?= 300000
 SEED ?= 1
 BENCH_ARGS ?=
 BENCH_COUNT ?= 6
-BENCH_OUT ?= bin/bench.txt
+BENCH_OUT ?= bin/microbench.txt
+# make microbench: the release whose result this is.
+RELEASE ?=
 
 .PHONY: help
 help: ## Show this list
@@ -123,11 +125,8 @@ bench: setup build ## Measure Rehome beside its peers; writes bench/RESULTS.md (
 	go run ./bench -rehome bin/rehome $(BENCH_ARGS)
 
 .PHONY: microbench
-microbench: setup ## Run the micro-benchmarks; keeps the former result and compares with it
-	@mkdir -p $(dir $(BENCH_OUT))
-	@if [ -f $(BENCH_OUT) ]; then mv $(BENCH_OUT) $(BENCH_OUT).old; fi
-	go test -run '^$$' -bench . -benchmem -count $(BENCH_COUNT) -p 1 $$(scripts/with-benchmarks) | tee $(BENCH_OUT)
-	@if [ -f $(BENCH_OUT).old ]; then $(TOOL) benchstat $(BENCH_OUT).old $(BENCH_OUT); fi
+microbench: setup ## Run the micro-benchmarks and compare with the newest release's (bench/micro): RELEASE=v1.2.0 keeps them as that one's
+	@BENCH_COUNT=$(BENCH_COUNT) BENCH_OUT=$(BENCH_OUT) RELEASE=$(RELEASE) scripts/microbench
 
 .PHONY: fuzz
 fuzz: setup ## Run each fuzz test for FUZZ_TIME
