@@ -83,25 +83,26 @@ func connect(ctx context.Context, dsn tenant.DSN, name string, extra map[string]
 	return conn, nil
 }
 
-// connectReplication opens a walsender session (manual, 55.4: streaming replication protocol).
-func connectReplication(ctx context.Context, dsn tenant.DSN, name string) (*pgconn.PgConn, error) {
+// connectReplication opens a walsender session (manual, 55.4: streaming replication protocol), and what reads it.
+func connectReplication(ctx context.Context, dsn tenant.DSN, name string) (*pgconn.PgConn, *gulp, error) {
 	cfg, err := parseDSN(dsn)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	g := gulpFrontend(&cfg.Config)
 	maps.Copy(cfg.RuntimeParams, textSettings)
 	maps.Copy(cfg.RuntimeParams, limitless)
 	cfg.RuntimeParams["replication"] = "database"
 	cfg.RuntimeParams["application_name"] = name
 	conn, err := pgconn.ConnectConfig(ctx, &cfg.Config)
 	if err != nil {
-		return nil, connectError(dsn, err)
+		return nil, nil, connectError(dsn, err)
 	}
 	if _, err := conn.Exec(ctx, limitlessLater).ReadAll(); err != nil {
 		closePgSoon(conn)
-		return nil, connectError(dsn, err)
+		return nil, nil, connectError(dsn, err)
 	}
-	return conn, nil
+	return conn, g, nil
 }
 
 // connectError keeps a server's own answer (wrong password, no such database) as it is, since trying again would not

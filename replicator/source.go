@@ -46,16 +46,16 @@ func (d *direct) conn(ctx context.Context, role string) (*pgx.Conn, error) {
 }
 
 // walsender opens a session for replication commands.
-func (d *direct) walsender(ctx context.Context) (*pgconn.PgConn, error) {
-	c, err := connectReplication(ctx, d.dsn, "rehome-stream-"+d.replication)
+func (d *direct) walsender(ctx context.Context) (*pgconn.PgConn, *gulp, error) {
+	c, g, err := connectReplication(ctx, d.dsn, "rehome-stream-"+d.replication)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", d.label, err)
+		return nil, nil, fmt.Errorf("%s: %w", d.label, err)
 	}
-	return c, nil
+	return c, g, nil
 }
 
 func (d *direct) identify(ctx context.Context) (identity, error) {
-	c, err := d.walsender(ctx)
+	c, _, err := d.walsender(ctx)
 	if err != nil {
 		return identity{}, err
 	}
@@ -137,7 +137,7 @@ func (d *direct) temporarySnapshot(ctx context.Context, purpose string) (*view, 
 }
 
 func (d *direct) exportSnapshot(ctx context.Context, command, fallback string) (*view, error) {
-	c, err := d.walsender(ctx)
+	c, _, err := d.walsender(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -3,6 +3,7 @@ package replicator
 import (
 	"cmp"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"strings"
@@ -33,6 +34,7 @@ const (
 type stream struct {
 	e      *Engine
 	conn   *pgconn.PgConn
+	gulp   *gulp // what conn is read through
 	lanes  []*lane
 	router *router
 	dec    pgoutput.Decoder
@@ -50,6 +52,10 @@ type stream struct {
 	own      bool   // it is the other direction's, see leads
 	carries  carryCount
 	ddl      ddlState
+
+	// Of the message that is being read: the source's position and clock (microseconds since 2000) when it was sent.
+	sentAt    tenant.LSN
+	sentClock int64
 
 	ackNow chan struct{}
 	ended  chan struct{} // closed when the stream is over
@@ -123,10 +129,16 @@ func (s *stream) acknowledge(ctx context.Context) error {
 	}
 }
 
+// xLogHeader is what precedes a message of the plugin: kind, position, the server's position and its clock (manual, 55.4,
+// XLogData).
+const xLogHeader = 1 + 8 + 8 + 8
+
 func (s *stream) read(ctx context.Context) error {
 	var m pgoutput.Message
+	defer s.gulp.watch(ctx, s.conn)()
+	from := s.conn.Frontend()
 	for {
-		raw, err := s.conn.ReceiveMessage(ctx)
+		raw, err := from.Receive()
 		if err != nil {
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
@@ -149,14 +161,11 @@ func (s *stream) read(ctx context.Context) error {
 					signal(s.ackNow)
 				}
 			case pglogrepl.XLogDataByteID:
-				x, err := pglogrepl.ParseXLogData(raw.Data[1:])
-				if err != nil {
-					return fmt.Errorf("stream: %w", err)
+				if len(raw.Data) < xLogHeader {
+					return fmt.Errorf("stream: a message of %d bytes is cut short", len(raw.Data))
 				}
-				s.mu.Lock()
-				s.head = max(s.head, tenant.LSN(x.ServerWALEnd))
-				s.mu.Unlock()
-				if err := s.data(ctx, x.WALData, &m); err != nil {
+				s.sentAt, s.sentClock = tenant.LSN(binary.BigEndian.Uint64(raw.Data[9:])), int64(binary.BigEndian.Uint64(raw.Data[17:]))
+				if err := s.data(ctx, raw.Data[xLogHeader:], &m); err != nil {
 					return err
 				}
 			}
@@ -178,7 +187,11 @@ func (s *stream) data(ctx context.Context, raw []byte, m *pgoutput.Message) erro
 	}
 	switch m.Kind {
 	case pgoutput.StreamStart:
+		s.gulp.behind = true // nobody waits for a transaction that has not ended
 		s.spools.begin(m.XID)
+	case pgoutput.Begin:
+		s.gulp.began(m.Time, pgoutput.Clock(s.sentClock))
+		return s.message(ctx, m)
 	case pgoutput.StreamAbort:
 		return s.spools.abort(m.XID, m.SubXID)
 	case pgoutput.StreamCommit:
@@ -307,6 +320,7 @@ func (s *stream) begin(ctx context.Context, commit tenant.LSN, at time.Time) err
 		return context.Cause(ctx)
 	}
 	s.mu.Lock()
+	s.head = max(s.head, s.sentAt)
 	s.placeBarriers(commit)
 	s.begun = commit // under the same lock: a barrier that comes later must find that it is too late
 	s.mu.Unlock()

@@ -55,14 +55,13 @@ func (e *Engine) streamOnce(ctx context.Context) error {
 	if err := e.checkPositions(ctx, s); err != nil {
 		return err
 	}
-	if err := e.buildLater(ctx, s.lanes); err != nil {
-		return err
-	}
-	conn, err := e.src.walsender(ctx)
+	err := e.buildLater(ctx, s.lanes)
 	if err != nil {
 		return err
 	}
-	s.conn = conn
+	if s.conn, s.gulp, err = e.src.walsender(ctx); err != nil {
+		return err
+	}
 	s.received, s.head = s.start, s.start
 	err = pglogrepl.StartReplication(ctx, s.conn, string(e.src.slot), pglogrepl.LSN(s.start), pglogrepl.StartReplicationOptions{
 		Mode:       pglogrepl.LogicalReplication,

@@ -263,8 +263,11 @@ func (r *reader) time() time.Time {
 		r.fail("the time is out of range")
 		return time.Time{}
 	}
-	return time.UnixMicro(postgresEpoch + v).UTC()
+	return Clock(v)
 }
+
+// Clock is the time of a server's timestamp: microseconds since 2000.
+func Clock(micros int64) time.Time { return time.UnixMicro(postgresEpoch + micros).UTC() }
 
 func (r *reader) bytes(n uint32) []byte {
 	if uint64(n) > uint64(r.left()) {

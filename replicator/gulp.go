@@ -1,0 +1,114 @@
+package replicator
+
+import (
+	"context"
+	"io"
+	"net"
+	"syscall"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
+)
+
+// A walsender makes one send of every change, and wakes whoever waits for it each time. While we are behind, waking up for
+// 100 bytes is most of what reading costs us and a good part of what sending costs the source. So a stream that is behind is
+// read in gulps: a short pause while bytes gather in the socket, then all of them at once. A stream that is caught up is
+// read at once.
+
+const (
+	// gulpBytes is the buffer of a stream: what gathers in a pause at the rate of a walsender, about 25 MB/s, several times over.
+	gulpBytes = 128 << 10
+	// gulpEnough: a read that brought this much leaves nothing to gain from a pause before the next one.
+	gulpEnough = 64 << 10
+	// gulpPause is short against behindAfter, and fills a socket's default buffer to a fifth at most.
+	gulpPause = time.Millisecond
+	// behindAfter is how old a transaction is when the source sends it, by the source's clock, for the stream to count as
+	// behind: many times what a stream that keeps up shows, most of which is the flush of the commit (0.2 to 3 ms).
+	behindAfter = 50 * time.Millisecond
+)
+
+// gulp reads a stream. It is used by one goroutine.
+type gulp struct {
+	r        io.Reader
+	buf      []byte
+	from, to int
+	last     int // bytes that the last read brought
+	sock     syscall.RawConn
+
+	behind bool
+	pause  *time.Timer
+	done   <-chan struct{}
+}
+
+// gulpFrontend makes the session that is made with cfg read through a gulp.
+func gulpFrontend(cfg *pgconn.Config) *gulp {
+	g := &gulp{buf: make([]byte, gulpBytes)}
+	cfg.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
+		// Another address may be tried after one that failed.
+		g.r, g.from, g.to = r, 0, 0
+		return pgproto3.NewFrontend(g, w)
+	}
+	dial := cfg.DialFunc
+	cfg.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c, err := dial(ctx, network, addr)
+		g.sock = nil
+		if t, ok := c.(*net.TCPConn); ok && err == nil {
+			g.sock, _ = t.SyscallConn() // without it there are more wake-ups, no more
+		}
+		return c, err
+	}
+	return g
+}
+
+// Read implements io.Reader.
+func (g *gulp) Read(p []byte) (int, error) {
+	if g.from == g.to {
+		if g.behind && g.last < gulpEnough {
+			g.gather()
+		}
+		if len(p) >= len(g.buf) {
+			n, err := g.r.Read(p) // of a value larger than the buffer
+			g.last = n
+			return n, err
+		}
+		n, err := g.r.Read(g.buf)
+		g.from, g.to, g.last = 0, n, n
+		if n == 0 {
+			return 0, err
+		}
+	}
+	n := copy(p, g.buf[g.from:g.to])
+	g.from += n
+	return n, nil
+}
+
+// gather waits while bytes come, without being woken by each of them.
+func (g *gulp) gather() {
+	if g.pause == nil {
+		return
+	}
+	lowWater(g.sock, gulpEnough)
+	g.pause.Reset(gulpPause)
+	select {
+	case <-g.pause.C:
+	case <-g.done:
+	}
+	lowWater(g.sock, 1)
+}
+
+// watch makes reads fail when the context ends, until stop is called.
+func (g *gulp) watch(ctx context.Context, c *pgconn.PgConn) (stop func()) {
+	g.done = ctx.Done()
+	g.pause = time.NewTimer(0)
+	<-g.pause.C
+	cancelled := context.AfterFunc(ctx, func() { _ = c.Conn().SetReadDeadline(time.Unix(1, 0)) })
+	return func() {
+		cancelled()
+		g.pause.Stop()
+		g.pause, g.behind = nil, false
+	}
+}
+
+// began takes note of when a transaction was committed and when it was sent, both by the source's clock.
+func (g *gulp) began(committed, sent time.Time) { g.behind = sent.Sub(committed) > behindAfter }

@@ -1,0 +1,7 @@
+//go:build !linux
+
+package replicator
+
+import "syscall"
+
+func lowWater(syscall.RawConn, int) {}
