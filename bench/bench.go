@@ -103,7 +103,7 @@ func (b *Bench) Run(ctx context.Context) (err error) {
 
 // Say writes a line about what goes on.
 func (b *Bench) Say(format string, args ...any) {
-	fmt.Fprintf(b.out, "%7.1fs  %s\n", time.Since(b.began).Seconds(), fmt.Sprintf(format, args...))
+	_, _ = fmt.Fprintf(b.out, "%7.1fs  %s\n", time.Since(b.began).Seconds(), fmt.Sprintf(format, args...))
 }
 
 // Wants reports whether -contenders lets a contender run.
@@ -209,15 +209,15 @@ func (b *Bench) Hold(ctx context.Context, inCase, contender string, round int, d
 }
 
 func (b *Bench) newRun(inCase, contender string, round int) *Run {
-	return &Run{Rig: b.Rig, Case: inCase, Contender: contender, Round: round, Values: map[string]float64{}, names: map[string]string{}, running: map[int]bool{}}
+	return &Run{Rig: b.Rig, Case: inCase, Contender: contender, Round: round}
 }
 
 func values(v map[string]float64) string {
-	out := ""
+	var out strings.Builder
 	for _, name := range sortedKeys(v) {
-		out += fmt.Sprintf("; %s %.4g", name, v[name])
+		fmt.Fprintf(&out, "; %s %.4g", name, v[name])
 	}
-	return out
+	return out.String()
 }
 
 // keep appends a sample to the raw file.

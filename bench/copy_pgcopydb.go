@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 
 	"github.com/rehomedb/rehome/internal/pgcluster"
 )
@@ -52,14 +51,4 @@ func (c pgcopydbCopier) Copy(ctx context.Context, r *Run, d *Dataset, targets []
 		failed = <-ended // it vacuums; that is not waited for in the figure
 	}
 	return errors.Join(failed, err)
-}
-
-// pgcopydbVersion is its first line.
-func pgcopydbVersion(ctx context.Context) string {
-	out, err := exec.CommandContext(ctx, "pgcopydb", "version").Output()
-	if err != nil {
-		return ""
-	}
-	line, _, _ := strings.Cut(string(out), "\n")
-	return line
 }

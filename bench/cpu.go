@@ -37,12 +37,29 @@ func readStat(pid int) (stat, error) {
 	return stat{pid: pid, parent: int(n(parent)), own: (n(utime) + n(stime)) / ticksPerSecond, waited: (n(cutime) + n(cstime)) / ticksPerSecond}, nil
 }
 
+// treeTries bounds how often the processes are read again because one ended meanwhile: what it used moves to its parent then,
+// and would be counted twice or not at all.
+const treeTries = 5
+
 // TreeCPU is the CPU seconds that a process and all of its descendants have used so far, those that ended included if their
 // parents waited for them, as a postmaster does.
-func TreeCPU(pid int) (float64, error) {
-	if _, err := readStat(pid); err != nil {
-		return 0, err
+func TreeCPU(pid int) (total float64, err error) {
+	for range treeTries {
+		before, err := readStat(pid)
+		if err != nil {
+			return 0, err
+		}
+		if total, err = treeCPU(pid); err != nil {
+			return 0, err
+		}
+		if after, err := readStat(pid); err != nil || after.waited == before.waited {
+			return total, err
+		}
 	}
+	return total, nil
+}
+
+func treeCPU(pid int) (float64, error) {
 	dirs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		return 0, fmt.Errorf("list processes: %w", err)

@@ -61,7 +61,7 @@ func (l limit) run(ctx context.Context, r *Run, d *Dataset) error {
 	r.Name(target.DSN(TargetDB), "$TARGET1")
 	r.Cleanup(func(context.Context) error { return os.RemoveAll(dir) })
 	r.Cleanup(func(ctx context.Context) error { return DropDatabase(ctx, target, TargetDB) })
-	if err := os.Mkdir(dir, 0o777); err != nil {
+	if err := os.Mkdir(dir, 0o750); err != nil {
 		return fmt.Errorf("make a folder: %w", err)
 	}
 	if err := os.Chmod(dir, 0o777); err != nil { //nolint:gosec // the server's account writes the files

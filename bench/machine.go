@@ -31,7 +31,7 @@ func machineOf(ctx context.Context, rig *Rig) Machine {
 		line, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
 		return line
 	}
-	m := Machine{Cores: runtime.NumCPU(), Kernel: say("uname", "-sr"), Commit: say("git", "rev-parse", "--short", "HEAD"), ClusterSettings: settings()}
+	m := Machine{Cores: runtime.NumCPU(), Kernel: say("uname", "-sr"), Commit: say("git", "rev-parse", "--short", "HEAD"), ClusterSettings: settings(rig.fsync)}
 	if say("git", "status", "--porcelain", "--untracked-files=no") != "" {
 		m.Commit += " with changes"
 	}
@@ -45,6 +45,12 @@ func machineOf(ctx context.Context, rig *Rig) Machine {
 		m.MemoryGB = kb / 1e6
 	}
 	m.Versions = []string{say(rig.Tool("postgres"), "--version"), say(rig.Rehome, "version"), runtime.Version()}
+	if _, err := exec.LookPath("pgcopydb"); err == nil {
+		m.Versions = append(m.Versions, say("pgcopydb", "--version"))
+	}
+	if v, err := Scalar[*string](ctx, rig.Source.DSN("postgres"), `SELECT max(default_version) FROM pg_available_extensions WHERE name = 'pglogical'`); err == nil && v != nil {
+		m.Versions = append(m.Versions, "pglogical "+*v)
+	}
 	return m
 }
 
@@ -64,13 +70,16 @@ func procField(file, name string) string {
 
 func (m Machine) section() Section {
 	s := Section{Title: "Machine, versions, settings", Head: []string{"", ""}, Rows: [][]string{
-		{"cores", fmt.Sprintf("%d (%s)", m.Cores, m.CPUModel)}, {"memory", fmt.Sprintf("%.1f GB", m.MemoryGB)}, {"kernel", m.Kernel},
-		{"filesystem", m.Filesystem}, {"versions", strings.Join(m.Versions, "; ")},
+		{"cores", fmt.Sprintf("%d (%s)", m.Cores, m.CPUModel)},
+		{"memory", fmt.Sprintf("%.1f GB", m.MemoryGB)},
+		{"kernel", m.Kernel},
+		{"filesystem", m.Filesystem},
+		{"versions", strings.Join(m.Versions, "; ")},
 	}}
 	var set []string
 	for _, name := range sortedKeys(m.ClusterSettings) {
 		set = append(set, name+" = "+m.ClusterSettings[name])
 	}
-	s.Rows = append(s.Rows, []string{"settings of every cluster", strings.Join(set, ", ") + ", fsync = on, wal_level = logical; all else as initdb and internal/pgcluster leave it"})
+	s.Rows = append(s.Rows, []string{"settings of every cluster", strings.Join(set, ", ") + ", wal_level = logical; all else as initdb and internal/pgcluster leave it"})
 	return s
 }

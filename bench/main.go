@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -31,6 +32,7 @@ type Options struct {
 	Rehome     string // the program under test; "" builds it
 	Dir        string // where clusters live; "" the temporary directory
 	Keep       bool
+	Fsync      bool          // as in production
 	Limit      time.Duration // no round of a workload begins after it
 	PeerLimit  float64       // peers that were slower than so many times the best peer in two rounds rest; 0: none rests
 }
@@ -63,6 +65,7 @@ func parse(args []string, errs io.Writer) (Options, error) {
 	fs.StringVar(&o.Raw, "raw", "", "also write every sample to this file, as JSON lines")
 	fs.StringVar(&o.Rehome, "rehome", "", "the program under test (default: built from this module)")
 	fs.StringVar(&o.Dir, "dir", "", "where the clusters live: some 15 GB at scale 1 (default: the temporary directory)")
+	fs.BoolVar(&o.Fsync, "fsync", true, "servers flush to disk, as in production; off only to try things out")
 	fs.BoolVar(&o.Keep, "keep", false, "leave logs and the working directory behind")
 	fs.DurationVar(&o.Limit, "limit", 0, "begin no round of a workload after this time (default: none)")
 	fs.Float64Var(&o.PeerLimit, "rest", 1.3, "a peer that took this many times as long as the best peer in two rounds rests from then on; 0: none does")
@@ -84,21 +87,15 @@ func split(s string) []string {
 func run(ctx context.Context, args []string, out io.Writer) int {
 	o, err := parse(args, out)
 	if err != nil {
-		fmt.Fprintln(out, err)
+		_, _ = fmt.Fprintln(out, err)
 		return 2
 	}
 	b, err := New(ctx, o, out)
-	if err != nil {
-		fmt.Fprintln(out, "bench:", err)
-		return 1
-	}
-	err = b.Run(ctx)
-	if writeErr := b.Write(); writeErr != nil {
-		fmt.Fprintln(out, "bench:", writeErr)
-		return 1
+	if err == nil {
+		err = errors.Join(b.Run(ctx), b.Write())
 	}
 	if err != nil {
-		fmt.Fprintln(out, "bench:", err)
+		_, _ = fmt.Fprintln(out, "bench:", err)
 		return 1
 	}
 	return 0

@@ -23,8 +23,8 @@ const targetsMax = 3
 const TargetDB = "bench"
 
 // settings are those of every cluster: what an operator would give a server for such a load, durable as in production.
-func settings() map[string]string {
-	return map[string]string{
+func settings(fsync bool) map[string]string {
+	s := map[string]string{
 		"shared_buffers":       "512MB",
 		"maintenance_work_mem": "256MB",
 		"max_wal_size":         "4GB", // few checkpoints within a turn; one is made before each
@@ -35,7 +35,12 @@ func settings() map[string]string {
 		// Up to 15 the launcher starts at most one worker per interval, 5 s by default: that would measure the clock.
 		"wal_retrieve_retry_interval": "100ms",
 		"log_checkpoints":             "off",
+		"fsync":                       "on",
 	}
+	if !fsync {
+		s["fsync"] = "off"
+	}
+	return s
 }
 
 // Rig is the clusters and programs that all contenders share.
@@ -46,11 +51,12 @@ type Rig struct {
 	Control *pgcluster.Cluster // of Rehome's own records
 	Rehome  string             // the program under test
 	dirs    string             // where clusters live
+	fsync   bool
 }
 
 // StartRig starts all clusters.
 func StartRig(ctx context.Context, o Options) (r *Rig, err error) {
-	r = &Rig{dirs: o.Dir, Rehome: o.Rehome}
+	r = &Rig{dirs: o.Dir, Rehome: o.Rehome, fsync: o.Fsync}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, r.Close(false))
@@ -64,9 +70,8 @@ func StartRig(ctx context.Context, o Options) (r *Rig, err error) {
 	}
 	if r.Rehome == "" {
 		r.Rehome = filepath.Join(r.Dir, "rehome")
-		build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", r.Rehome, "github.com/rehomedb/rehome/cmd/rehome") //nolint:gosec // our own paths
-		if out, err := build.CombinedOutput(); err != nil {
-			return r, fmt.Errorf("build rehome: %w: %s", err, out)
+		if err := buildRehome(ctx, r.Rehome); err != nil {
+			return r, err
 		}
 	} else if r.Rehome, err = filepath.Abs(r.Rehome); err != nil {
 		return r, fmt.Errorf("find rehome: %w", err)
@@ -81,8 +86,18 @@ func StartRig(ctx context.Context, o Options) (r *Rig, err error) {
 	return r, g.Wait()
 }
 
+// buildRehome builds the program under test as `make build` does.
+func buildRehome(ctx context.Context, path string) error {
+	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", path, "github.com/rehomedb/rehome/cmd/rehome")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("build rehome: %w: %s", err, out)
+	}
+	return nil
+}
+
 func (r *Rig) cluster(ctx context.Context, name string) (*pgcluster.Cluster, error) {
-	opts := pgcluster.Options{Settings: settings(), Fsync: true, Superuser: "postgres"}
+	opts := pgcluster.Options{Settings: settings(r.fsync), Fsync: true, Superuser: "postgres"}
 	if r.dirs != "" {
 		opts.Dir = filepath.Join(r.Dir, name)
 	}

@@ -69,7 +69,12 @@ func (r *Run) Since() (time.Duration, CPU, error) {
 }
 
 // Set notes a further figure.
-func (r *Run) Set(name string, v float64) { r.Values[name] = v }
+func (r *Run) Set(name string, v float64) {
+	if r.Values == nil {
+		r.Values = map[string]float64{}
+	}
+	r.Values[name] = v
+}
 
 // Count makes the CPU of a process, which runs on its own, part of the tool's.
 func (r *Run) Count(pid int) { r.pids = append(r.pids, pid) }
@@ -90,7 +95,12 @@ func (r *Run) tidy(ctx context.Context) error {
 }
 
 // Name says what stands in the report for a connection string.
-func (r *Run) Name(dsn tenant.DSN, name string) { r.names[dsn.Reveal()] = name }
+func (r *Run) Name(dsn tenant.DSN, name string) {
+	if r.names == nil {
+		r.names = map[string]string{}
+	}
+	r.names[dsn.Reveal()] = name
+}
 
 func (r *Run) used() (CPU, error) {
 	cpu, err := r.Rig.CPU()
@@ -186,6 +196,9 @@ func (r *Run) finish(cmd *exec.Cmd) (stdout string, err error) {
 	if err = cmd.Start(); err == nil {
 		pid := cmd.Process.Pid
 		r.mu.Lock()
+		if r.running == nil {
+			r.running = map[int]bool{}
+		}
 		r.running[pid] = true
 		r.mu.Unlock()
 		err = cmd.Wait()

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -257,12 +258,7 @@ func (s *Server) Phase(ctx context.Context) (tenant.Phase, error) {
 func (s *Server) WaitPhase(ctx context.Context, want ...tenant.Phase) error {
 	return eventually(ctx, turnWithin, fmt.Sprint("phase ", want), func(ctx context.Context) (bool, error) {
 		phase, err := s.Phase(ctx)
-		for _, w := range want {
-			if phase == w {
-				return true, nil
-			}
-		}
-		return false, err
+		return slices.Contains(want, phase), err
 	})
 }
 
