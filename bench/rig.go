@@ -88,7 +88,7 @@ func StartRig(ctx context.Context, o Options) (r *Rig, err error) {
 
 // buildRehome builds the program under test as `make build` does.
 func buildRehome(ctx context.Context, path string) error {
-	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", path, "github.com/rehomedb/rehome/cmd/rehome")
+	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", path, "github.com/rehomedb/rehome/cmd/rehome") //nolint:gosec // our own path
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("build rehome: %w: %s", err, out)
