@@ -51,7 +51,8 @@ type follower interface {
 type drainBed struct {
 	rig      *Rig
 	database string
-	realm    string // the column of the last rows
+	realm    string // the column that names a row's realm
+	number   bool   // the realms are numbers
 	src      *pgx.Conn
 	last     int64 // id of the last rows that were written
 }
@@ -125,7 +126,7 @@ func pgbenchCommand(ctx context.Context, at *pgcluster.Cluster, database, script
 func (b *drainBed) sentinel(ctx context.Context) error {
 	b.last++
 	realm := "'r' || g"
-	if b.realm == "bid" {
+	if b.number {
 		realm = "g"
 	}
 	return b.exec(ctx, `INSERT INTO arrived SELECT `+realm+`, $1 FROM generate_series(1, $2::int) g`, b.last, lastRows)

@@ -73,6 +73,7 @@ func smallSuite(ctx context.Context, b *Bench, scale float64) (*drainSuite, erro
 
 func tpcbSuite(ctx context.Context, b *Bench, scale float64) (*drainSuite, error) {
 	s, err := newSuite(ctx, b, tpcbDB, "bid", func(ctx context.Context, bed *drainBed) error {
+		bed.number = true
 		cmd, done, err := pgbenchCommand(ctx, b.Rig.Source, tpcbDB, "", false, "-i", "-q", "-s", strconv.Itoa(tpcbScale))
 		if err != nil {
 			return err

@@ -48,7 +48,7 @@ func all() []Workload {
 		&copyWorkload{data: DatasetC(), peers: few},
 		&drainWorkload{}, &latencyWorkload{},
 		&verifyWorkload{data: a},
-		&memoryWorkload{},
+		&memoryWorkload{}, &growthWorkload{},
 	}
 }
 
