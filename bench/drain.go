@@ -51,8 +51,9 @@ type follower interface {
 type drainBed struct {
 	rig      *Rig
 	database string
-	realm    string // the column that names a row's realm
-	number   bool   // the realms are numbers
+	realm    string               // the column that names a row's realm
+	number   bool                 // the realms are numbers
+	apart    []*pgcluster.Cluster // targets that are not the rig's
 	src      *pgx.Conn
 	last     int64 // id of the last rows that were written
 }
@@ -182,6 +183,13 @@ func (b *drainBed) cpu(f follower) (CPU, error) {
 	c, err := b.rig.CPU()
 	if err != nil {
 		return c, err
+	}
+	for _, a := range b.apart {
+		used, err := TreeCPU(a.Pid())
+		if err != nil {
+			return c, err
+		}
+		c.Targets += used
 	}
 	c.Tool, err = f.own()
 	return c, err

@@ -70,7 +70,7 @@ func (w *drainWorkload) Report(r *Results) []Section {
 
 // order is that of the suites, not that of the first round, which is rotated.
 func (w *drainWorkload) order(r *Results, inCase string) []string {
-	known := []string{nativeName, "native subscription, binary", "pglogical", readerName, rehomeShards(1), rehomeShards(2), rehomeShards(3)}
+	known := []string{nativeName, "native subscription, binary", pglogicalName, readerName, rehomeShards(1), rehomeShards(2), rehomeShards(3)}
 	var names []string
 	for _, k := range known {
 		if len(r.Good(inCase, k)) > 0 {

@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
+
+	"github.com/rehomedb/rehome/internal/pgcluster"
 )
 
 // Names of the contenders of D and E that aims speak of.
@@ -39,9 +42,13 @@ type drainSuite struct {
 	server *Server
 	logs   []backlog
 	who    []follower
-	cases  []string        // of the samples
-	out    map[string]bool // contenders that take no part any more in this round
-	round  int
+	cases  []string // of the samples
+
+	// preloaded undoes the loading of pglogical, before databases are dropped: that hangs while it is loaded.
+	preloaded *Run
+	apart     *pgcluster.Cluster // the target of pglogical; nil: it does not run
+	out       map[string]bool    // contenders that take no part any more in this round
+	round     int
 }
 
 func (w *drainWorkload) Round(ctx context.Context, b *Bench, round int) error {
@@ -99,7 +106,7 @@ func (s *drainSuite) wanted(ctx context.Context, f follower) bool {
 func (s *drainSuite) join(ctx context.Context) {
 	s.out = map[string]bool{}
 	for _, f := range s.who {
-		if err := f.join(ctx); err != nil {
+		if err := within(ctx, joinWithin, f.join); err != nil {
 			s.fails(f, s.cases, fmt.Errorf("begin to follow: %w", err))
 		}
 	}
@@ -119,7 +126,7 @@ func (s *drainSuite) drainAll(ctx context.Context, l backlog) error {
 		if s.out[f.label()] {
 			continue
 		}
-		if err := f.stop(ctx); err != nil {
+		if err := within(ctx, stopWithin, f.stop); err != nil {
 			s.fails(f, []string{drainCase(l)}, fmt.Errorf("stop: %w", err))
 		}
 	}
@@ -188,14 +195,22 @@ func (s *drainSuite) turn(ctx context.Context, f follower, l backlog) (sample Sa
 // close ends everyone and drops all databases.
 func (s *drainSuite) close(ctx context.Context) error {
 	var errs []error
-	for _, f := range s.who {
+	for _, f := range slices.Backward(s.who) {
 		// Whoever did not begin has nothing to leave; what stays is dropped with the databases.
-		_ = f.leave(ctx)
+		_ = within(ctx, leaveWithin, f.leave)
 	}
-	for _, fn := range slices.Backward(s.run.cleanup) {
+	undo := slices.Concat(s.run.cleanup, s.preloaded.cleanup)
+	for _, fn := range slices.Backward(undo) {
 		errs = append(errs, fn(ctx))
 	}
 	return errors.Join(errs...)
+}
+
+// within bounds what a contender does: one that hangs must not cost the others their figures.
+func within(ctx context.Context, d time.Duration, do func(context.Context) error) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, d, fmt.Errorf("not done within %s", d))
+	defer cancel()
+	return do(ctx)
 }
 
 // record takes a sample of D, E or growth.

@@ -17,7 +17,9 @@ import (
 
 const (
 	// joinWithin bounds a first copy.
-	joinWithin = 5 * time.Minute
+	joinWithin = 3 * time.Minute
+	// leaveWithin bounds an orderly end; what is left then goes with the databases.
+	leaveWithin = 20 * time.Second
 	// publication is what native contenders and the reader of the slot subscribe to.
 	publication = "bench"
 )
@@ -194,7 +196,7 @@ func (r *rehomeFollower) join(ctx context.Context) error {
 	if _, err := r.server.CLI(ctx, "create", r.db, "--realm-key", r.bed.realm, "--owner", "owner@example.com", "--shards", strings.Join(names, ",")); err != nil {
 		return err
 	}
-	args := append([]string{"start-replication", "--from", r.bed.dsn().Reveal(), "--to", r.server.url + "/" + r.db}, r.more...)
+	args := append([]string{"start-replication", "--from", r.bed.dsn().Reveal(), "--to", r.server.url + "/" + r.db, "--include", "public.*"}, r.more...)
 	args, err := r.server.Approve(ctx, args...)
 	if err != nil {
 		return err

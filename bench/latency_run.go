@@ -44,8 +44,8 @@ func (w *latencyWorkload) Round(ctx context.Context, b *Bench, round int) (err e
 	at := b.Rig.Targets[0]
 	s.add(
 		&subscription{bed: s.bed, at: at, name: nativeName, db: "d_text", schema: smallDDL},
-		&pglogical{bed: s.bed, at: at, db: "d_pglogical", schema: smallDDL},
 		&rehomeFollower{bed: s.bed, server: s.server, db: "d1", shards: 1},
+		&pglogical{bed: s.bed, at: s.apart, db: "d_pglogical", schema: smallDDL},
 	)
 	s.who = slices.DeleteFunc(s.who, func(f follower) bool { return !s.wanted(ctx, f) })
 	s.join(ctx)
@@ -97,7 +97,7 @@ func (w *latencyWorkload) Report(r *Results) []Section {
 			"that commit until a session at the target sees the row, which it asks every 0.1 ms while one is under way. One contender follows at a time. CPU in seconds per second.",
 		Head: []string{"contender", ">p50 ms", ">p95 ms", ">p99 ms", ">p50 x native", ">p99 x native", ">CPU tool", ">source", ">targets", ">n"},
 	}
-	for _, name := range []string{nativeName, "pglogical", rehomeShards(1)} {
+	for _, name := range []string{nativeName, pglogicalName, rehomeShards(1)} {
 		n := r.Spread(latencyCase, name, Wall).N
 		if n == 0 {
 			continue

@@ -1,15 +1,18 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
-	"strings"
 
 	"github.com/rehomedb/rehome/internal/pgcluster"
 	"github.com/rehomedb/rehome/tenant"
 )
 
-// pglogical is a subscription of pglogical 2 at the first target.
+const pglogicalName = "pglogical"
+
+// pglogical is a subscription of pglogical 2 at the first target. It begins after the others: it makes tables of its own at the
+// source, which are nobody else's business.
 type pglogical struct {
 	bed        *drainBed
 	at         *pgcluster.Cluster
@@ -18,24 +21,16 @@ type pglogical struct {
 	insertOnly []string // tables without a key
 }
 
-func (p *pglogical) label() string         { return "pglogical" }
+func (p *pglogical) label() string         { return pglogicalName }
 func (p *pglogical) targets() []tenant.DSN { return []tenant.DSN{p.at.DSN(p.db)} }
 func (p *pglogical) own() (float64, error) { return 0, nil }
-func (p *pglogical) database() string      { return p.db }
 func (p *pglogical) commands() []string {
 	return []string{"pglogical.create_subscription(…, synchronize_structure := false, synchronize_data := true)", "alter_subscription_disable, backlog, alter_subscription_enable"}
 }
 
-// missing: both sides must have loaded it when they started.
 func (p *pglogical) missing(ctx context.Context) string {
-	for _, c := range []*pgcluster.Cluster{p.bed.rig.Source, p.at} {
-		loaded, err := Scalar[string](ctx, c.DSN("postgres"), `SHOW shared_preload_libraries`)
-		if err != nil {
-			return err.Error()
-		}
-		if !strings.Contains(loaded, "pglogical") {
-			return "pglogical is not loaded by the servers"
-		}
+	if p.at == nil {
+		return cmp.Or(PglogicalMissing(ctx, p.bed.rig), "not asked for")
 	}
 	return ""
 }
@@ -91,9 +86,5 @@ func (p *pglogical) stop(ctx context.Context) error {
 	return p.bed.idle(ctx, p)
 }
 
-func (p *pglogical) leave(ctx context.Context) error {
-	if err := Exec(ctx, p.at.DSN(p.db), `SELECT pglogical.drop_subscription('sub')`, `DROP EXTENSION pglogical CASCADE`); err != nil {
-		return err
-	}
-	return Exec(ctx, p.bed.dsn(), `DROP EXTENSION pglogical CASCADE`)
-}
+// leave has nothing to do: its server is removed, and its slot and tables go with the source's database.
+func (p *pglogical) leave(context.Context) error { return nil }
