@@ -22,6 +22,8 @@ const (
 	growthRealms = 1000
 	growthFlat   = 1.5 // the largest cost per row may be so many times the smallest
 	growthDB     = "bench_growth"
+	// growthWhole is the least scale at which all points are measured: with fewer rows they say nothing.
+	growthWhole = 0.05
 )
 
 // Figures of a point.
@@ -73,18 +75,22 @@ func (w *growthWorkload) Prepare(_ context.Context, b *Bench) error {
 // axes of the figure. What costs the same however little there is, such as making a database and reading its catalogue, is
 // that of an empty table and is left out of the cost per row.
 func (w *growthWorkload) axes() []growthAxis {
-	n := func(full int) int64 { return scaled(full, w.scale) }
 	rows := growthAxis{name: "rows", at: func(p growthPoint) float64 { return float64(p.rows) }}
-	for _, full := range []int{100_000, growthRows, 10_000_000} {
+	realms := growthAxis{name: "realms", at: func(p growthPoint) float64 { return float64(p.realms) }}
+	tables := growthAxis{name: "tables", at: func(p growthPoint) float64 { return float64(p.tables) }}
+	allRows, allRealms, allTables := []int{100_000, growthRows, 10_000_000}, []int{10, growthRealms, 100_000}, []int{1, 100, 2000}
+	if w.scale < growthWhole {
+		allRows, allRealms, allTables = []int{100_000, growthRows}, []int{growthRealms}, []int{1, 10}
+	}
+	n := func(full int) int64 { return scaled(full, w.scale) }
+	for _, full := range allRows {
 		rows.points = append(rows.points, growthPoint{n(full), growthRealms, 1})
 	}
-	realms := growthAxis{name: "realms", at: func(p growthPoint) float64 { return float64(p.realms) }}
-	for _, r := range []int{10, 1000, 100_000} {
+	for _, r := range allRealms {
 		realms.points = append(realms.points, growthPoint{n(growthRows), r, 1})
 	}
-	tables := growthAxis{name: "tables", at: func(p growthPoint) float64 { return float64(p.tables) }}
-	for _, t := range []int{1, 100, 2000} {
-		tables.points = append(tables.points, growthPoint{n(growthRows), growthRealms, int(max(1, min(int64(t), n(growthRows)/20)))})
+	for _, t := range allTables {
+		tables.points = append(tables.points, growthPoint{n(growthRows), growthRealms, t})
 	}
 	return []growthAxis{rows, realms, tables}
 }
