@@ -122,7 +122,7 @@ histories: setup ## Apply HISTORIES random histories to modelled shards, and a h
 .PHONY: bench
 bench: setup build ## Measure Rehome beside its peers; writes bench/RESULTS.md (about half an hour): BENCH_ARGS="-workloads A -rounds 1"
 	@scripts/ensure-bench
-	go run ./bench -rehome bin/rehome $(BENCH_ARGS)
+	go run ./bench -rehome bin/rehome -limit 34m $(BENCH_ARGS)
 
 .PHONY: microbench
 microbench: setup ## Run the micro-benchmarks and compare with the newest release's (bench/micro): RELEASE=v1.2.0 keeps them as that one's

@@ -26,6 +26,7 @@ type Dataset struct {
 	facts   DatasetFacts
 	digests map[string]Digest
 	schema  string
+	parts   int64 // valid indexes and constraints in schema
 }
 
 // DB is the database at the source that has it.
@@ -64,6 +65,9 @@ func (d *Dataset) Load(ctx context.Context, b *Bench) error {
 		return err
 	}
 	if d.schema, err = Scalar[string](ctx, d.DB(), schemaSQL); err != nil {
+		return err
+	}
+	if d.parts, err = Scalar[int64](ctx, d.DB(), partsSQL); err != nil {
 		return err
 	}
 	b.Results.Datasets = append(b.Results.Datasets, d.facts)
@@ -139,3 +143,7 @@ const schemaSQL = `SELECT coalesce(string_agg(line, '; ' ORDER BY line COLLATE "
 	UNION ALL SELECT conrelid::regclass || ' ' || conname || ' ' || pg_get_constraintdef(oid) FROM pg_constraint WHERE connamespace = 'public'::regnamespace AND convalidated
 	UNION ALL SELECT a.attrelid::regclass || '.' || a.attname || ' ' || format_type(a.atttypid, a.atttypmod) FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
 		WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r' AND a.attnum > 0 AND NOT a.attisdropped) l(line)`
+
+// partsSQL counts what schemaSQL lists, columns apart: cheap enough to be asked again and again.
+const partsSQL = `SELECT (SELECT count(*) FROM pg_index JOIN pg_class c ON c.oid = indrelid WHERE c.relnamespace = 'public'::regnamespace AND indisvalid AND indisready)
+	+ (SELECT count(*) FROM pg_constraint WHERE connamespace = 'public'::regnamespace AND convalidated)`

@@ -30,11 +30,11 @@ func untilComplete(ctx context.Context, r *Run, d *Dataset, targets []*pgcluster
 		}
 		defer conn.Close(context.WithoutCancel(ctx))
 		for last := false; ; {
-			var there bool
-			if err := conn.QueryRow(ctx, "SELECT ("+schemaSQL+") = $1", d.schema).Scan(&there); err != nil {
+			var parts int64
+			if err := conn.QueryRow(ctx, partsSQL).Scan(&parts); err != nil {
 				return fmt.Errorf("look at target %d: %w", i+1, err)
 			}
-			if there {
+			if parts == d.parts { // that they are the right ones is checked after the clock
 				break
 			}
 			if last {

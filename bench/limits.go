@@ -109,7 +109,7 @@ func limitsSection(r *Results) Section {
 			continue
 		}
 		cpu := r.Spread(limitsCase, l.name, func(s Sample) float64 { return s.CPU.Source + s.CPU.Targets })
-		s.Rows = append(s.Rows, []string{l.name, wall.String(), cpu.Middle(), digitsInt(wall.N)})
+		s.Rows = append(s.Rows, []string{l.name, wall.String(), cpu.Middle(), fmt.Sprint(wall.N)})
 	}
 	if len(s.Rows) == 0 {
 		return Section{}

@@ -67,7 +67,7 @@ func parse(args []string, errs io.Writer) (Options, error) {
 	fs.StringVar(&o.Dir, "dir", "", "where the clusters live: some 15 GB at scale 1 (default: the temporary directory)")
 	fs.BoolVar(&o.Fsync, "fsync", true, "servers flush to disk, as in production; off only to try things out")
 	fs.BoolVar(&o.Keep, "keep", false, "leave logs and the working directory behind")
-	fs.DurationVar(&o.Limit, "limit", 0, "begin no round of a workload after this time (default: none)")
+	fs.DurationVar(&o.Limit, "limit", 0, "begin no round of a workload that would end after this time, as far as its last round tells (default: none)")
 	fs.Float64Var(&o.PeerLimit, "rest", 1.3, "a peer that took this many times as long as the best peer in two rounds rests from then on; 0: none does")
 	if err := fs.Parse(args); err != nil {
 		return o, err

@@ -35,7 +35,7 @@ func sortedKeys[V any](m map[string]V) []string {
 	return slices.SortedFunc(maps.Keys(m), cmp.Compare[string])
 }
 
-// Seconds shows a Spread of seconds: "9.81 (9.60–10.2)".
+// String shows a Spread: "9.81 (9.60–10.2)".
 func (s Spread) String() string {
 	switch s.N {
 	case 0:

@@ -176,7 +176,7 @@ func (w *verifyWorkload) Report(r *Results) []Section {
 			cpu := func(f Figure) string { return r.Spread(inCase, name, f).Middle() }
 			s.Rows = append(s.Rows, []string{
 				inCase, name, wall.String(), r.Ratio(inCase, name, Wall, inCase, digestName, Wall).String(),
-				cpu(func(s Sample) float64 { return s.CPU.Tool + s.CPU.Control }), cpu(func(s Sample) float64 { return s.CPU.Source }), cpu(func(s Sample) float64 { return s.CPU.Targets }), digitsInt(wall.N),
+				cpu(func(s Sample) float64 { return s.CPU.Tool + s.CPU.Control }), cpu(func(s Sample) float64 { return s.CPU.Source }), cpu(func(s Sample) float64 { return s.CPU.Targets }), fmt.Sprint(wall.N),
 			})
 		}
 	}
