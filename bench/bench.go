@@ -43,6 +43,7 @@ type Bench struct {
 	out       io.Writer
 	began     time.Time
 	machine   Machine
+	ended     error // why the run ended before its last round
 }
 
 // New starts the clusters.
@@ -67,7 +68,10 @@ func New(ctx context.Context, o Options, out io.Writer) (*Bench, error) {
 
 // Run runs all rounds and removes the clusters.
 func (b *Bench) Run(ctx context.Context) (err error) {
-	defer func() { err = errors.Join(err, b.Rig.Close(b.Options.Keep)) }()
+	defer func() {
+		b.ended = err
+		err = errors.Join(err, b.Rig.Close(b.Options.Keep))
+	}()
 	if b.Options.Keep {
 		b.Say("working directory %s", b.Rig.Dir)
 	}

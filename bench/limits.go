@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,8 +14,9 @@ import (
 // limitsCase is the case of the limits in the samples.
 const limitsCase = "A, limits"
 
-// limitRounds are those in which the limits are measured: they say what the hardware allows, nobody is compared with them.
-var limitRounds = map[int]bool{1: true, 3: true}
+// limitRounds is in how many rounds, from the first on, the limits are measured: they say what the hardware allows, nobody is compared
+// with them.
+const limitRounds = 1
 
 // limit is COPY alone, of the two large tables of dataset A, on one session of one server.
 type limit struct {
@@ -32,9 +34,17 @@ var limits = [...]limit{
 	{name: "COPY FROM a file, text, FREEZE", in: true, format: "text", freeze: true},
 }
 
-func (w *copyWorkload) limits(ctx context.Context, b *Bench, round int) error {
+func (w *copyWorkload) limits(ctx context.Context, b *Bench, round int) (err error) {
+	dir := filepath.Join(b.Rig.Dir, "limits")
+	if err := os.Mkdir(dir, 0o750); err != nil {
+		return fmt.Errorf("make a folder: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	if err := os.Chmod(dir, 0o777); err != nil { //nolint:gosec // the server's account writes the files
+		return fmt.Errorf("open a folder: %w", err)
+	}
 	for _, l := range Rotate(limits[:], round) {
-		err := b.Turn(ctx, limitsCase, l.name, round, func(ctx context.Context, r *Run) error { return l.run(ctx, r, w.data) }, nil)
+		err := b.Turn(ctx, limitsCase, l.name, round, func(ctx context.Context, r *Run) error { return l.run(ctx, r, w.data, dir) }, nil)
 		if err != nil {
 			return err
 		}
@@ -42,7 +52,8 @@ func (w *copyWorkload) limits(ctx context.Context, b *Bench, round int) error {
 	return nil
 }
 
-func (l limit) run(ctx context.Context, r *Run, d *Dataset) error {
+// run measures one; files that are not in the folder yet are written before the clock.
+func (l limit) run(ctx context.Context, r *Run, d *Dataset, dir string) error {
 	r.Name(d.DB(), "$SOURCE")
 	tables := d.Tables[:2]
 	if !l.in {
@@ -57,16 +68,8 @@ func (l limit) run(ctx context.Context, r *Run, d *Dataset) error {
 		return r.End()
 	}
 	target := r.Rig.Targets[0]
-	dir := filepath.Join(r.Rig.Dir, "limits")
 	r.Name(target.DSN(TargetDB), "$TARGET1")
-	r.Cleanup(func(context.Context) error { return os.RemoveAll(dir) })
 	r.Cleanup(func(ctx context.Context) error { return DropDatabase(ctx, target, TargetDB) })
-	if err := os.Mkdir(dir, 0o750); err != nil {
-		return fmt.Errorf("make a folder: %w", err)
-	}
-	if err := os.Chmod(dir, 0o777); err != nil { //nolint:gosec // the server's account writes the files
-		return fmt.Errorf("open a folder: %w", err)
-	}
 	if err := CreateDatabase(ctx, target, TargetDB); err != nil {
 		return err
 	}
@@ -75,9 +78,11 @@ func (l limit) run(ctx context.Context, r *Run, d *Dataset) error {
 	}
 	var in []string
 	for _, t := range tables {
-		file, name := filepath.Join(dir, t), tenant.QuoteIdent(t)
-		if err := Exec(ctx, d.DB(), fmt.Sprintf("COPY %s TO '%s' (FORMAT %s)", name, file, l.format)); err != nil {
-			return err
+		file, name := filepath.Join(dir, t+"."+l.format), tenant.QuoteIdent(t)
+		if !exists(file) {
+			if err := Exec(ctx, d.DB(), fmt.Sprintf("COPY %s TO '%s' (FORMAT %s)", name, file, l.format)); err != nil {
+				return err
+			}
 		}
 		if l.freeze {
 			in = append(in, fmt.Sprintf("BEGIN; TRUNCATE %s; COPY %s FROM '%s' (FORMAT %s, FREEZE); COMMIT", name, name, file, l.format))

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
 )
@@ -44,9 +45,10 @@ func machineOf(ctx context.Context, rig *Rig) Machine {
 	if _, err := fmt.Sscanf(procField("/proc/meminfo", "MemTotal"), "%f", &kb); err == nil {
 		m.MemoryGB = kb / 1e6
 	}
-	m.Versions = []string{say(rig.Tool("postgres"), "--version"), say(rig.Rehome, "version"), runtime.Version()}
-	if _, err := exec.LookPath("pgcopydb"); err == nil {
-		m.Versions = append(m.Versions, say("pgcopydb", "--version"))
+	m.Versions = []string{say(filepath.Join(rig.Source.BinDir(), "postgres"), "--version"), say(rig.Tool("psql"), "--version"), say(rig.Tool("pg_dump"), "--version"), say(rig.Rehome, "version"), runtime.Version()}
+	if out, err := exec.CommandContext(ctx, "pgcopydb", "--version").Output(); err == nil { // it also says things on its stderr
+		line, _, _ := strings.Cut(string(out), "\n")
+		m.Versions = append(m.Versions, line)
 	}
 	if v, err := Scalar[*string](ctx, rig.Source.DSN("postgres"), `SELECT max(default_version) FROM pg_available_extensions WHERE name = 'pglogical'`); err == nil && v != nil {
 		m.Versions = append(m.Versions, "pglogical "+*v)

@@ -44,8 +44,8 @@ func all() []Workload {
 	every := append(slices.Clone(few), nativeCopier{inPlace: true}, pgcopydbCopier{jobs: 2 * jobs}, pglogicalCopier{})
 	return []Workload{
 		&copyWorkload{data: a, peers: every, targets: []int{2, 3}, limited: true},
-		&copyWorkload{data: DatasetB(), peers: few},
-		&copyWorkload{data: DatasetC(), peers: few},
+		&copyWorkload{data: DatasetB(), peers: few, odd: true},
+		&copyWorkload{data: DatasetC(), peers: few, odd: true},
 		&drainWorkload{}, &latencyWorkload{},
 		&verifyWorkload{data: a},
 		&memoryWorkload{}, &growthWorkload{},
@@ -68,7 +68,7 @@ func parse(args []string, errs io.Writer) (Options, error) {
 	fs.BoolVar(&o.Fsync, "fsync", true, "servers flush to disk, as in production; off only to try things out")
 	fs.BoolVar(&o.Keep, "keep", false, "leave logs and the working directory behind")
 	fs.DurationVar(&o.Limit, "limit", 0, "begin no round of a workload that would end after this time, as far as its last round tells (default: none)")
-	fs.Float64Var(&o.PeerLimit, "rest", 1.3, "a peer that took this many times as long as the best peer in two rounds rests from then on; 0: none does")
+	fs.Float64Var(&o.PeerLimit, "rest", 1.15, "a peer that took this many times as long as the best peer in two rounds rests from then on; 0: none does")
 	if err := fs.Parse(args); err != nil {
 		return o, err
 	}

@@ -89,6 +89,9 @@ func (b *Bench) report() string {
 	fmt.Fprintf(&w, "# Benchmark\n\nMade by `go run ./bench` on %s at commit %s, %d of %d rounds, scale %g, in %s. How to run and to read it: [docs/benchmarks.md](../docs/benchmarks.md).\n",
 		b.began.UTC().Format("2006-01-02 15:04 MST"), b.machine.Commit, rounds, b.Options.Rounds, b.Options.Scale, time.Since(b.began).Round(time.Second))
 	fmt.Fprintf(&w, "Figures are the median over the rounds, with minimum and maximum in brackets; a ratio is made within each round, and the median of the ratios is shown.\n\n")
+	if b.ended != nil {
+		fmt.Fprintf(&w, "The run ended early: %s.\n\n", strings.ReplaceAll(b.ended.Error(), "\n", " "))
+	}
 	var aims []Aim
 	for _, wl := range b.workloads {
 		aims = append(aims, wl.Aims(r)...)

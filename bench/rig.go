@@ -52,6 +52,7 @@ type Rig struct {
 	Rehome  string             // the program under test
 	dirs    string             // where clusters live
 	fsync   bool
+	tools   map[string]string // programs of the clusters' version that run, by name
 }
 
 // StartRig starts all clusters.
@@ -83,7 +84,11 @@ func StartRig(ctx context.Context, o Options) (r *Rig, err error) {
 	for n := range r.Targets {
 		g.Go(func() (err error) { r.Targets[n], err = r.cluster(start, fmt.Sprintf("target%d", n+1)); return err })
 	}
-	return r, g.Wait()
+	if err := g.Wait(); err != nil {
+		return r, err
+	}
+	r.findTools(ctx)
+	return r, nil
 }
 
 // buildRehome builds the program under test as `make build` does.
@@ -122,9 +127,24 @@ func (r *Rig) Close(keep bool) error {
 	return errors.Join(errs...)
 }
 
-// Tool is the path of a program beside the server's binaries, or the bare name where it is not there.
+// clientTools are the programs of Postgres that contenders run.
+var clientTools = [...]string{"psql", "pg_dump", "pg_restore", "pgbench", "pg_recvlogical"}
+
+// findTools takes the programs beside the server's binaries where they run: of a version that was unpacked from elsewhere some may
+// not, and those of the machine do as well where they are not older than needed.
+func (r *Rig) findTools(ctx context.Context) {
+	r.tools = map[string]string{}
+	for _, name := range clientTools {
+		path := filepath.Join(r.Source.BinDir(), name)
+		if err := exec.CommandContext(ctx, path, "--version").Run(); err == nil { //nolint:gosec // the folder is the operator's own choice
+			r.tools[name] = path
+		}
+	}
+}
+
+// Tool is the path of a program beside the server's binaries, or the bare name where there is none that runs.
 func (r *Rig) Tool(name string) string {
-	if path := filepath.Join(r.Source.BinDir(), name); exists(path) {
+	if path := r.tools[name]; path != "" {
 		return path
 	}
 	return name
