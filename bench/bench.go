@@ -62,7 +62,9 @@ func New(ctx context.Context, o Options, out io.Writer) (*Bench, error) {
 		return nil, err
 	}
 	b.Rig = rig
-	b.machine = machineOf(ctx, rig)
+	if b.machine, err = machineOf(ctx, rig); err != nil {
+		return nil, errors.Join(err, rig.Close(false))
+	}
 	return b, nil
 }
 

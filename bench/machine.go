@@ -19,10 +19,30 @@ type Machine struct {
 	Filesystem      string // of the clusters
 	Commit          string
 	Versions        []string
-	ClusterSettings map[string]string
+	ClusterSettings string // of every cluster, as the servers say themselves
 }
 
-func machineOf(ctx context.Context, rig *Rig) Machine {
+// ownSettings are those that each cluster must have for itself.
+const ownSettings = `'port', 'listen_addresses', 'unix_socket_directories', 'config_file', 'data_directory', 'hba_file', 'ident_file'`
+
+// clusterSettings are what differs from Postgres' defaults, which must be the same for all clusters.
+func clusterSettings(ctx context.Context, rig *Rig) (string, error) {
+	var all string
+	for _, c := range rig.clusters() {
+		set, err := Scalar[string](ctx, c.DSN("postgres"), `SELECT string_agg(name || ' = ' || current_setting(name), ', ' ORDER BY name)
+			FROM pg_settings WHERE source NOT IN ('default', 'override', 'client', 'session') AND name NOT IN (`+ownSettings+`)`)
+		if err != nil {
+			return "", err
+		}
+		if all != "" && set != all {
+			return "", fmt.Errorf("the clusters have different settings: %s; and %s", all, set)
+		}
+		all = set
+	}
+	return all, nil
+}
+
+func machineOf(ctx context.Context, rig *Rig) (m Machine, err error) {
 	say := func(program string, args ...string) string {
 		cmd := exec.CommandContext(ctx, program, args...) //nolint:gosec // programs of the benchmark
 		out, err := cmd.CombinedOutput()
@@ -32,7 +52,7 @@ func machineOf(ctx context.Context, rig *Rig) Machine {
 		line, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
 		return line
 	}
-	m := Machine{Cores: runtime.NumCPU(), Kernel: say("uname", "-sr"), Commit: say("git", "rev-parse", "--short", "HEAD"), ClusterSettings: settings(rig.fsync)}
+	m = Machine{Cores: runtime.NumCPU(), Kernel: say("uname", "-sr"), Commit: say("git", "rev-parse", "--short", "HEAD")}
 	if say("git", "status", "--porcelain", "--untracked-files=no") != "" {
 		m.Commit += " with changes"
 	}
@@ -53,7 +73,8 @@ func machineOf(ctx context.Context, rig *Rig) Machine {
 	if v, err := Scalar[*string](ctx, rig.Source.DSN("postgres"), `SELECT max(default_version) FROM pg_available_extensions WHERE name = 'pglogical'`); err == nil && v != nil {
 		m.Versions = append(m.Versions, "pglogical "+*v)
 	}
-	return m
+	m.ClusterSettings, err = clusterSettings(ctx, rig)
+	return m, err
 }
 
 // procField is the first value of a name in a file of /proc.
@@ -78,10 +99,6 @@ func (m Machine) section() Section {
 		{"filesystem", m.Filesystem},
 		{"versions", strings.Join(m.Versions, "; ")},
 	}}
-	var set []string
-	for _, name := range sortedKeys(m.ClusterSettings) {
-		set = append(set, name+" = "+m.ClusterSettings[name])
-	}
-	s.Rows = append(s.Rows, []string{"settings of every cluster", strings.Join(set, ", ") + ", wal_level = logical; all else as initdb and internal/pgcluster leave it"})
+	s.Rows = append(s.Rows, []string{"settings of every cluster, where not the default", m.ClusterSettings})
 	return s
 }
