@@ -41,6 +41,8 @@ type follower interface {
 	leave(ctx context.Context) error
 	// slot is its name at the source.
 	slot(ctx context.Context) (string, error)
+	// commands are those of the report.
+	commands() []string
 	// targets are the databases that hold its rows together; none: it only reads.
 	targets() []tenant.DSN
 	// own is the CPU time, in seconds, of its processes that are neither source nor target, so far.

@@ -74,6 +74,7 @@ func (w *drainWorkload) suite(ctx context.Context, b *Bench, round int, make fun
 	}
 	s.who = slices.DeleteFunc(s.who, func(f follower) bool { return !s.wanted(ctx, f) })
 	s.join(ctx)
+	s.note()
 	for _, l := range s.logs {
 		if err := s.drainAll(ctx, l); err != nil {
 			return err
@@ -108,6 +109,16 @@ func (s *drainSuite) join(ctx context.Context) {
 	for _, f := range s.who {
 		if err := within(ctx, joinWithin, f.join); err != nil {
 			s.fails(f, s.cases, fmt.Errorf("begin to follow: %w", err))
+		}
+	}
+}
+
+// note lists, once, what each contender runs.
+func (s *drainSuite) note() {
+	for _, f := range s.who {
+		known := slices.ContainsFunc(s.bench.Results.Commands, func(c Commands) bool { return c.Case == s.cases[0] && c.Contender == f.label() })
+		if !known {
+			s.bench.Results.Commands = append(s.bench.Results.Commands, Commands{Case: s.cases[0], Contender: f.label(), Lines: f.commands()})
 		}
 	}
 }

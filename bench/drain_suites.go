@@ -64,11 +64,13 @@ func (s *drainSuite) add(who ...follower) {
 
 // smallSource makes the tables of the small and the large transactions, with their rows.
 func smallSource(ctx context.Context, b *Bench, scale float64) (*drainSuite, error) {
-	return newSuite(ctx, b, smallDB, "realm_id", func(ctx context.Context, bed *drainBed) error {
-		return errors.Join(bed.exec(ctx, smallDDL),
-			bed.exec(ctx, `INSERT INTO items SELECT 'r' || (g % $1::int), g, 0, 'what an item is about ' || g FROM generate_series(1, $2::int) g`, backlogRealms, scaled(backlogRows, scale)),
-			bed.exec(ctx, `CREATE PUBLICATION `+publication+` FOR TABLE items, entries, bulk, pings, arrived`), bed.exec(ctx, `VACUUM ANALYZE`))
-	})
+	return newSuite(ctx, b, smallDB, "realm_id", func(ctx context.Context, bed *drainBed) error { return fillSmall(ctx, bed, scale) })
+}
+
+func fillSmall(ctx context.Context, bed *drainBed, scale float64) error {
+	return errors.Join(bed.exec(ctx, smallDDL),
+		bed.exec(ctx, `INSERT INTO items SELECT 'r' || (g % $1::int), g, 0, 'what an item is about ' || g FROM generate_series(1, $2::int) g`, backlogRealms, scaled(backlogRows, scale)),
+		bed.exec(ctx, `CREATE PUBLICATION `+publication+` FOR TABLE items, entries, bulk, pings, arrived`), bed.exec(ctx, `VACUUM ANALYZE`))
 }
 
 func smallSuite(ctx context.Context, b *Bench, scale float64) (*drainSuite, error) {

@@ -43,6 +43,14 @@ func (s *subscription) alter(ctx context.Context, v string) error {
 	return Exec(ctx, s.at.DSN(s.db), "ALTER SUBSCRIPTION "+tenant.QuoteIdent(s.db)+" "+v)
 }
 
+func (s *subscription) commands() []string {
+	with := ""
+	if s.binary {
+		with = " WITH (binary = true)"
+	}
+	return []string{"$TARGET1: CREATE SUBSCRIPTION … PUBLICATION " + publication + with, "$TARGET1: ALTER SUBSCRIPTION … DISABLE; the backlog; ALTER SUBSCRIPTION … ENABLE"}
+}
+
 func (s *subscription) join(ctx context.Context) error {
 	if err := CreateDatabase(ctx, s.at, s.db); err != nil {
 		return err
@@ -104,6 +112,10 @@ func (r *slotReader) slot(context.Context) (string, error) { return r.name(), ni
 func (r *slotReader) name() string                         { return "reader_" + r.bed.database }
 func (r *slotReader) targets() []tenant.DSN                { return nil }
 func (r *slotReader) stop(ctx context.Context) error       { return r.bed.idle(ctx, r) }
+
+func (r *slotReader) commands() []string {
+	return []string{"pg_recvlogical --start --no-loop -S … -f /dev/null --endpos … --fsync-interval=0 -o proto_version=1 -o publication_names=" + publication}
+}
 
 func (r *slotReader) join(ctx context.Context) error {
 	return r.bed.exec(ctx, `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, r.name())
@@ -178,6 +190,10 @@ type rehomeFollower struct {
 
 func (r *rehomeFollower) label() string    { return rehomeShards(r.shards) }
 func (r *rehomeFollower) database() string { return r.db }
+
+func (r *rehomeFollower) commands() []string {
+	return []string{"rehome start-replication --from $SOURCE --to $REHOME/DB --include 'public.*'", "rehome pause-replication; the backlog; rehome resume-replication"}
+}
 
 func (r *rehomeFollower) own() (float64, error) { return TreeCPU(r.server.Pid()) }
 

@@ -188,7 +188,7 @@ func fillGrowth(ctx context.Context, b *drainBed, p growthPoint) error {
 	for n := 1; n <= p.tables; n++ {
 		err := b.exec(ctx, growthDDL(n))
 		if err == nil {
-			err = b.exec(ctx, fmt.Sprintf(`INSERT INTO t%d SELECT g, (g * 7919 + %d) %% %d, 0 FROM generate_series(1, %d) g`, n, n, p.realms, each))
+			err = b.exec(ctx, fmt.Sprintf(`INSERT INTO t%d SELECT g, (g * 7919::bigint + %d) %% %d, 0 FROM generate_series(1, %d) g`, n, n, p.realms, each))
 		}
 		if err == nil {
 			err = b.exec(ctx, fmt.Sprintf(`ALTER TABLE t%d ADD PRIMARY KEY (id, realm_id)`, n))

@@ -49,6 +49,7 @@ func (w *latencyWorkload) Round(ctx context.Context, b *Bench, round int) (err e
 	)
 	s.who = slices.DeleteFunc(s.who, func(f follower) bool { return !s.wanted(ctx, f) })
 	s.join(ctx)
+	s.note()
 	for _, f := range s.who {
 		if !s.out[f.label()] {
 			if err := f.stop(ctx); err != nil {

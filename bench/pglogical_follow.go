@@ -25,7 +25,7 @@ func (p *pglogical) label() string         { return pglogicalName }
 func (p *pglogical) targets() []tenant.DSN { return []tenant.DSN{p.at.DSN(p.db)} }
 func (p *pglogical) own() (float64, error) { return 0, nil }
 func (p *pglogical) commands() []string {
-	return []string{"pglogical.create_subscription(…, synchronize_structure := false, synchronize_data := true)", "alter_subscription_disable, backlog, alter_subscription_enable"}
+	return []string{"pglogical.create_subscription(…, synchronize_structure := false, synchronize_data := true)", "pglogical.alter_subscription_disable(…, true); the backlog; pglogical.alter_subscription_enable(…, true)"}
 }
 
 func (p *pglogical) missing(ctx context.Context) string {

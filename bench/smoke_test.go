@@ -93,6 +93,10 @@ func TestSmoke(t *testing.T) {
 		copyCase("C", 1): {rehomeName, floorName, nativeCopier{}.Name(), dumpCopier{}.Name()},
 		verifyAtRest:     {rehomeName, digestName}, verifyLoaded: {rehomeName, digestName},
 	}
+	for _, l := range append(smallBacklogs(o.Scale), tpcbBacklog(o.Scale)) {
+		want[drainCase(l)] = []string{nativeName, readerName, rehomeShards(1)}
+	}
+	want[latencyCase] = []string{nativeName, rehomeShards(1)}
 	for _, l := range limits {
 		want[limitsCase] = append(want[limitsCase], l.name)
 	}
@@ -112,7 +116,7 @@ func TestSmoke(t *testing.T) {
 			t.Errorf("the report does not say why %s did not run", c.Name())
 		}
 	}
-	for _, letter := range []string{"A: ", "B: ", "C: ", "D: ", "E: ", "F: ", "G: ", "Aims", "Machine", "Datasets", "Commands"} {
+	for _, letter := range []string{"A: ", "B: ", "C: ", "D: ", "E: ", "F: ", "G: ", "growth: ", "Aims", "Machine", "Datasets", "Commands"} {
 		if !strings.Contains(report, "\n## "+letter) {
 			t.Errorf("the report has no part %q", letter)
 		}

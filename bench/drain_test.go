@@ -1,0 +1,108 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rehomedb/rehome/internal/pgcluster"
+)
+
+// loser is a native subscription that loses one row when it goes on.
+type loser struct{ subscription }
+
+func (l *loser) start(ctx context.Context) error {
+	return errors.Join(Exec(ctx, l.at.DSN(l.db), "DELETE FROM entries WHERE id = 7"), l.subscription.start(ctx))
+}
+
+// TestWhoDrainsOtherRowsHasNoFigure: of two that drain the same backlog, the one that lost a row before has no figure, and takes no
+// further part; the other is measured.
+func TestWhoDrainsOtherRowsHasNoFigure(t *testing.T) {
+	t.Parallel()
+	const scale = 0.001
+	ctx := t.Context()
+	options := pgcluster.Options{Settings: map[string]string{"wal_retrieve_retry_interval": "100ms"}}
+	b := &Bench{Options: Options{Scale: scale}, Results: &Results{}, out: &bytes.Buffer{}, began: time.Now()}
+	b.Rig = &Rig{Dir: t.TempDir(), Source: pgcluster.StartT(t, options), Control: pgcluster.StartT(t, options), Targets: []*pgcluster.Cluster{pgcluster.StartT(t, options)}}
+	bed, err := openBed(ctx, b.Rig, smallDB, "realm_id", func(ctx context.Context, bed *drainBed) error { return fillSmall(ctx, bed, scale) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer bed.src.Close(context.WithoutCancel(ctx))
+	if err := bed.exec(ctx, `INSERT INTO entries SELECT 'r1', -g, g, 'there before' FROM generate_series(-20, -1) g`); err != nil {
+		t.Fatal(err)
+	}
+	honest := &subscription{bed: bed, at: b.Rig.Targets[0], name: nativeName, db: "honest", schema: smallDDL}
+	lost := &loser{subscription{bed: bed, at: b.Rig.Targets[0], name: "loser", db: "loser", schema: smallDDL}}
+	s := &drainSuite{bench: b, bed: bed, logs: smallBacklogs(scale), who: []follower{honest, lost}, out: map[string]bool{}, round: 1}
+	s.join(ctx)
+	small, updates := s.logs[0], s.logs[2]
+	for _, l := range []backlog{small, updates} {
+		if err := s.drainAll(ctx, l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, f := range s.who {
+		if err := f.leave(ctx); err != nil {
+			t.Error(err)
+		}
+	}
+	if got := b.Results.Failures(drainCase(small), "loser"); len(got) != 1 || !strings.Contains(got[0], "loser: entries has 219 rows, the source 220") {
+		t.Errorf("the loser: %q", got)
+	}
+	if got := b.Results.Good(drainCase(updates), "loser"); len(got) != 0 {
+		t.Errorf("the loser was measured again: %v", got)
+	}
+	for _, l := range []backlog{small, updates} {
+		got, ok := b.Results.Good(drainCase(l), nativeName)[1]
+		if !ok {
+			t.Fatalf("%s: the other has no figure: %q", l.name, b.Results.Failures(drainCase(l), nativeName))
+		}
+		if want := float64(l.rows) / got.Seconds; got.Values[drainRows] != want || got.Seconds <= 0 {
+			t.Errorf("%s: %v rows/s in %v s, want %v", l.name, got.Values[drainRows], got.Seconds, want)
+		}
+	}
+}
+
+func TestPercentilesOfLatencies(t *testing.T) {
+	t.Parallel()
+	var l latencies
+	for n := range 100 {
+		l = append(l, time.Duration(n+1)*time.Millisecond)
+	}
+	for share, want := range map[float64]float64{0.5: 51, 0.95: 96, 0.99: 100, 1: 100} {
+		if got := l.at(share); got != want {
+			t.Errorf("%v: %v ms, want %v", share, got, want)
+		}
+	}
+	if got := (latencies{}).at(0.5); got != 0 {
+		t.Errorf("of none: %v", got)
+	}
+}
+
+// TestFlatnessLeavesOutWhatAnEmptyDatabaseCosts: the cost of a row is that of the rows alone, and a point without a figure is no proof.
+func TestFlatnessLeavesOutWhatAnEmptyDatabaseCosts(t *testing.T) {
+	t.Parallel()
+	few, many := growthPoint{100_000, 10, 1}, growthPoint{1_000_000, 10, 1}
+	sample := func(p growthPoint, cpu float64) Sample {
+		return Sample{Case: growthCase, Contender: p.label(), Round: 1, Values: map[string]float64{copyTool: cpu / 2, copySource: cpu / 4, copyTargets: cpu / 4}}
+	}
+	w, axis := &growthWorkload{}, growthAxis{name: "rows", points: []growthPoint{few, many}}
+	r := sampled(sample(growthPoint{}, 2), sample(few, 2.5))
+	if got := w.flatness(r, axis, true); got.N != 0 {
+		t.Errorf("with a point missing: %+v", got)
+	}
+	r.Add(sample(many, 12))
+	if got := growthCost(r, few, true); math3(got.Median) != 5 {
+		t.Errorf("few rows cost %v s per million, want 5", got.Median)
+	}
+	if got := w.flatness(r, axis, true); math3(got.Median) != 2 {
+		t.Errorf("flatness %v, want 2", got.Median)
+	}
+}
+
+// math3 rounds to three places.
+func math3(v float64) float64 { return float64(int(v*1000+0.5)) / 1000 }
