@@ -20,7 +20,7 @@ const (
 // piece applies a piece of a transaction that is larger than a group.
 func (r *pipelineRun) piece(ctx context.Context, g *group) error {
 	if g.ordered || g.ddl || len(g.changes) < minSet {
-		return r.changes(ctx, g.changes)
+		return r.ordered(ctx, g)
 	}
 	known := maps.Clone(r.l.prepared)
 	r.exec(pieceBegins)
@@ -43,5 +43,14 @@ func (r *pipelineRun) piece(ctx context.Context, g *group) error {
 	r.l.prepared, r.want, r.sent = known, r.want[:0], 0
 	r.exec(pieceAgain)
 	r.exec(pieceEnds)
-	return r.changes(ctx, g.changes)
+	return r.ordered(ctx, g)
+}
+
+// ordered applies a piece in its order, and reads all results: what went wrong in it must not show in the next piece, whose
+// savepoint would not be there.
+func (r *pipelineRun) ordered(ctx context.Context, g *group) error {
+	if err := r.changes(ctx, g.changes); err != nil {
+		return err
+	}
+	return r.results()
 }

@@ -1,6 +1,7 @@
 package replicator_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -34,21 +35,26 @@ func TestPiecesInOrder(t *testing.T) {
 	r.verifyClean(e)
 }
 
-// TestPieceThatDoesNotFit has a row in the way of the third piece of a transaction: the pause names it, and nothing of the
-// transaction is there.
+// TestPieceThatDoesNotFit has a row in the way of a later piece of a transaction, in its midst and at its end: the pause names
+// it, and nothing of the transaction is there.
 func TestPieceThatDoesNotFit(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, 1, tenant.ReplicationOptions{}, shiftedTable)
-	_, _ = r.start()
-	r.waitPhase(tenant.InSync)
-	shard := open(t, r.shards[0].DSN)
-	exec(t, shard, `SET rehome.pass = '`+string(pass)+`'; SET session_replication_role = replica; INSERT INTO other VALUES (1, 9001)`)
-	exec(t, r.srcDB, `INSERT INTO other SELECT 1, i FROM generate_series(1, 10000) i`)
-	r.waitPhase(tenant.Paused)
-	if st := r.jour.phase(); !strings.Contains(st.Reason, "id=9001") {
-		t.Errorf("paused with %q", st.Reason)
-	}
-	if n := scalar[int](t, shard, `SELECT count(*) FROM other`); n != 1 {
-		t.Errorf("%d rows are at the shard", n)
+	for _, id := range []int{9001, 8000, 4000} {
+		t.Run(fmt.Sprint(id), func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, 1, tenant.ReplicationOptions{}, shiftedTable)
+			_, _ = r.start()
+			r.waitPhase(tenant.InSync)
+			shard := open(t, r.shards[0].DSN)
+			exec(t, shard, `SET rehome.pass = '`+string(pass)+`'; SET session_replication_role = replica; INSERT INTO other VALUES (1, `+fmt.Sprint(id)+`)`)
+			exec(t, r.srcDB, `INSERT INTO other SELECT 1, i FROM generate_series(1, 30000) i`)
+			r.waitPhase(tenant.Paused)
+			if st := r.jour.phase(); !strings.Contains(st.Reason, fmt.Sprintf("id=%d)", id)) {
+				t.Errorf("paused with %q", st.Reason)
+			}
+			if n := scalar[int](t, shard, `SELECT count(*) FROM other`); n != 1 {
+				t.Errorf("%d rows are at the shard", n)
+			}
+		})
 	}
 }
