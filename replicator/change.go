@@ -87,6 +87,7 @@ type group struct {
 	ordered bool       // other lanes wait for a change of it, or it for theirs: strictly in order, and once
 	marker  string     // attempt of a cutover's marker: commit durably and say so
 	barrier *barrier   // nothing to apply: open a snapshot here
+	side    *side      // a transaction that was applied ahead: it commits here
 	ddl     bool       // the schema changes: alone, and strictly in order
 	parts   []part     // its transactions, where they are more than one
 }

@@ -14,7 +14,8 @@
 //
 // From version 14 on the source streams a large transaction before it ends, interleaved with others. The reader keeps each
 // apart, in memory and beyond a bound in files without a name (spool.go), drops what is rolled back, and takes the rest
-// when it commits as if it came whole just then.
+// when it commits as if it came whole just then. The first that is large is applied while it still comes, on sessions of its
+// own, and commits in its turn (ahead.go, side.go); whatever is unusual about it is left to its turn.
 //
 // Within a group the changes of one table that follow each other become one statement over arrays (setwise.go); when
 // such a statement does not hit just the rows that it names, the group is applied again, strictly in order. A transaction that

@@ -81,6 +81,9 @@ type Config struct {
 	Watch time.Duration
 	// SpoolMemory is how many bytes of transactions in progress are kept in memory before they go to disk; 0: the default.
 	SpoolMemory int
+	// AheadFrom is from what size in bytes on a transaction in progress is applied while it still comes; 0: the default,
+	// less: none is.
+	AheadFrom int64
 	// Throttle is what the operator allows at the source; SetThrottle changes it later.
 	Throttle tenant.Throttle
 	// SlotPatience bounds the wait for the transactions that are in the way of a slot's creation; 0: the default.
@@ -115,6 +118,7 @@ type Engine struct {
 	mending atomic.Bool // a person asked to take rows from the source anew that stop the stream
 	markers map[string]*marker
 
+	aheadTxns  atomic.Int64 // transactions that were applied while they came
 	walMissing atomic.Int32 // sessions in a row that ended for want of WAL
 }
 

@@ -113,7 +113,7 @@ func (b *inbox) commit(end tenant.LSN, marker string) {
 	b.given = end
 	g.open, g.end, g.txns, g.marker = false, end, 1, marker
 	b.partial = false
-	if last := b.last(); last != nil && last.marker == "" && marker == "" && last.barrier == nil && !last.ddl && !g.ddl &&
+	if last := b.last(); last != nil && last.marker == "" && marker == "" && last.barrier == nil && last.side == nil && !last.ddl && !g.ddl &&
 		len(last.changes)+len(g.changes) <= b.groupRows && last.bytes+g.bytes <= groupBytes {
 		if last.parts == nil {
 			last.parts = []part{{len(last.changes), last.end}}
@@ -150,6 +150,14 @@ func (b *inbox) barrier(br *barrier) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.queue = append(b.queue, &group{barrier: br})
+	signal(b.ready)
+}
+
+// turn has a transaction that was applied ahead commit in its place.
+func (b *inbox) turn(sd *side, at time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.queue = append(b.queue, &group{side: sd, first: at})
 	signal(b.ready)
 }
 

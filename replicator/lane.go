@@ -87,15 +87,19 @@ func errAbsent(shard string, c *change) error {
 	return errDivergence(shard, c, "is not there, though the source changed it")
 }
 
-// open connects and takes the shard over.
-func (l *lane) open(ctx context.Context) error {
-	settings := map[string]string{
+func laneSettings(pass string) map[string]string {
+	return map[string]string{
 		"session_replication_role": "replica",
 		"synchronous_commit":       "off", // acknowledged only when flushed, see durable
-		"rehome.pass":              l.pass,
+		"rehome.pass":              pass,
 		"lock_timeout":             "30s", // a forgotten session at the shard must show as an error, not as silence
 		"jit":                      "off",
 	}
+}
+
+// open connects and takes the shard over.
+func (l *lane) open(ctx context.Context) error {
+	settings := laneSettings(l.pass)
 	if l.back != nil {
 		delete(settings, "session_replication_role") // it is not permitted everywhere, see asReplica
 	}
@@ -187,6 +191,9 @@ func (l *lane) loop(ctx context.Context) error {
 			recorded = time.Now()
 		case g.barrier != nil:
 			g.barrier.reached(ctx, l)
+		case g.side != nil:
+			err = l.turn(ctx, g.side, g.first)
+			recorded = time.Now()
 		default:
 			err = l.apply(ctx, g)
 			recorded = time.Now()

@@ -22,42 +22,58 @@ const bpcharOID = 1042
 // shards: if they have the new shape it goes on, else it pauses before the first row of the new shape. The description
 // comes in the transaction that ends at commit.
 func (e *Engine) relate(ctx context.Context, commit tenant.LSN, m pgoutput.Relation, former *relation) (*relation, error) {
-	rel := &relation{name: tenant.TableName{Schema: m.Namespace, Name: m.Name}, realm: -1, full: m.Identity == 'f'}
+	table, special := e.cat.Table(m.OID), specialOf(&m)
+	if special == userTable && table != nil && !describes(table, &m) {
+		var err error
+		if table, err = e.reshaped(ctx, table, m); err != nil {
+			return nil, err
+		}
+		e.reshape(table)
+	}
+	return e.join(commit, m, special, table, former)
+}
+
+// specialOf tells the tables of ours.
+func specialOf(m *pgoutput.Relation) specialRelation {
+	if m.Namespace != "rehome" {
+		return userTable
+	}
+	switch m.Name {
+	case "marker":
+		return markerTable
+	case "ddl":
+		return ddlTable
+	case "truncated":
+		return truncatedTable
+	case "progress":
+		return progressTable
+	}
+	return heartbeatTable
+}
+
+// describes reports whether the catalogue's table is the one that the stream describes.
+func describes(table *catalog.Table, m *pgoutput.Relation) bool {
+	return table.Name == tenant.TableName{Schema: m.Namespace, Name: m.Name} && sameShape(table.Copied(), m.Columns)
+}
+
+// join makes the relation of a table that the stream describes as the catalogue has it; nil: it has none.
+func (e *Engine) join(commit tenant.LSN, m pgoutput.Relation, special specialRelation, table *catalog.Table, former *relation) (*relation, error) {
+	rel := &relation{name: tenant.TableName{Schema: m.Namespace, Name: m.Name}, realm: -1, full: m.Identity == 'f', special: special}
 	if former != nil {
 		rel.version = former.version + 1
 	}
-	if m.Namespace == "rehome" {
-		rel.special = heartbeatTable
-		switch m.Name {
-		case "marker":
-			rel.special = markerTable
-		case "ddl":
-			rel.special = ddlTable
-		case "truncated":
-			rel.special = truncatedTable
-		case "progress":
-			rel.special = progressTable
-		}
+	if special != userTable {
 		for _, c := range m.Columns {
 			rel.columns = append(rel.columns, catalog.Column{Name: c.Name})
 		}
 		return rel, nil
 	}
-	table := e.cat.Table(m.OID)
 	if table == nil {
 		// The description of a partition precedes that of its root, under which its rows come.
 		rel.special = undescribed
 		return rel, nil
 	}
 	columns := table.Copied()
-	if table.Name != rel.name || !sameShape(columns, m.Columns) {
-		var err error
-		if table, err = e.reshaped(ctx, table, m); err != nil {
-			return nil, err
-		}
-		columns = table.Copied()
-		e.reshape(table)
-	}
 	rel.table = table
 	for i, mc := range m.Columns {
 		j := slices.IndexFunc(columns, func(c catalog.Column) bool { return c.Name == mc.Name })

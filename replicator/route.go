@@ -155,5 +155,8 @@ func (s *stream) add(ctx context.Context, i int, c change) error {
 	if done, err := s.hasMended(i, &c); done || err != nil {
 		return err
 	}
+	if c.op == opTruncate || c.op == opDDL {
+		s.stopAhead("another transaction truncates or changes the schema") // which takes locks that it must not wait for
+	}
 	return s.lanes[i].in.add(ctx, c)
 }

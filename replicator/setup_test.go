@@ -47,8 +47,11 @@ type rig struct {
 	id     string
 	epoch  int64
 	srcDB  *pgx.Conn
+	// lookers are sessions at the shards that only look.
+	lookers []*pgx.Conn
 	// spoolMemory is how much of transactions in progress the engine keeps in memory; 0: the default.
 	spoolMemory int
+	aheadFrom   int64 // from what size on transactions run ahead; 0: the default
 
 	throttle     tenant.Throttle
 	slotPatience time.Duration
@@ -198,7 +201,7 @@ func (r *rig) config() replicator.Config {
 	defer r.jour.mu.Unlock()
 	return replicator.Config{
 		Replication: r.id, Source: r.source, Slot: "rehome_" + r.id, Publication: "rehome_" + r.id, Shards: r.shards, Placement: r.place, Options: r.opts,
-		Epoch: r.epoch, Pass: pass, Origin: r.jour.origin, State: r.jour.state, Journal: r.jour, Gate: gates{r.id}, Heartbeat: time.Second, Watch: 100 * time.Millisecond, SpoolMemory: r.spoolMemory,
+		Epoch: r.epoch, Pass: pass, Origin: r.jour.origin, State: r.jour.state, Journal: r.jour, Gate: gates{r.id}, Heartbeat: time.Second, Watch: 100 * time.Millisecond, SpoolMemory: r.spoolMemory, AheadFrom: r.aheadFrom,
 		Throttle: r.throttle, SlotPatience: r.slotPatience,
 		Logger: slog.New(slog.NewTextHandler(testWriter{r.t}, &slog.HandlerOptions{Level: slog.LevelInfo})),
 	}

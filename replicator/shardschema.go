@@ -194,8 +194,8 @@ func takeLane(ctx context.Context, conn *pgx.Conn, replication string, epoch int
 			return p, fmt.Errorf("take over the shard: %w", err)
 		}
 		if _, err := conn.Exec(ctx, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-			WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name IN ($1, $2)`,
-			laneName(replication), copyName(replication)); err != nil {
+			WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name IN ($1, $2, $3)`,
+			laneName(replication), copyName(replication), aheadName(replication)); err != nil {
 			return p, fmt.Errorf("end the former worker's session: %w", err)
 		}
 	}
@@ -234,6 +234,8 @@ func seedProgress(ctx context.Context, conn *pgx.Conn, replication string, epoch
 }
 
 func laneName(replication string) string { return sessionName("rehome-lane-" + replication) }
+
+func aheadName(replication string) string { return sessionName("rehome-ahead-" + replication) }
 
 func copyName(replication string) string { return sessionName("rehome-copy-" + replication) }
 

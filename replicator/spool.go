@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"sync/atomic"
 
 	"github.com/rehomedb/rehome/replicator/pgoutput"
@@ -18,8 +19,12 @@ import (
 // in memory are the many small ones of a source where that is set low.
 const defaultSpoolMemory = 16 << 20
 
-// spoolBuffer is the size of reads and writes of a spool's file.
-const spoolBuffer = 256 << 10
+const (
+	// spoolBuffer is the size of reads of a spool's file.
+	spoolBuffer = 256 << 10
+	// spoolBlock is the size of writes to it, once there is one: a buffer of that size is used again and again.
+	spoolBlock = 1 << 20
+)
 
 // spools keeps the transactions that the source streams before they end (protocol 2), each apart from the others, since
 // their blocks come interleaved. Nothing of them is looked at before the end: an abort drops a transaction, or exactly the
@@ -32,16 +37,20 @@ type spools struct {
 	bound int // bytes in memory, of all together
 	inMem int
 	byXID map[uint32]*spool
-	open  uint32       // the transaction whose block is being read
+	open  *spool       // the transaction whose block is being read
 	kept  atomic.Int64 // bytes in memory and in files, for showing
 }
 
 // spool is one transaction in progress: records of a length (4 bytes) and a message.
 type spool struct {
+	xid     uint32
+	aborted map[uint32]struct{} // sub-transactions whose rows do not count
+	ahead   aheadTry
+
+	mu      sync.Mutex // held by whoever changes what follows, and by a follower that reads it
 	mem     []byte
 	file    *os.File // nil: all is in mem
 	written int64
-	aborted map[uint32]struct{} // sub-transactions whose rows do not count
 }
 
 func newSpools(bound int) *spools {
@@ -53,22 +62,27 @@ func newSpools(bound int) *spools {
 
 // begin opens a block of a transaction.
 func (s *spools) begin(xid uint32) {
-	s.open = xid
 	if s.byXID[xid] == nil {
-		s.byXID[xid] = &spool{}
+		s.byXID[xid] = &spool{xid: xid}
 	}
+	s.open = s.byXID[xid]
 }
 
 // add appends a message of the open block.
 func (s *spools) add(raw []byte) error {
-	sp := s.byXID[s.open]
+	sp := s.open
 	if sp == nil {
-		return fmt.Errorf("stream: a message of transaction %d, of which no block is open", s.open)
+		return errors.New("stream: a message of a transaction in progress, of which no block is open")
 	}
+	sp.mu.Lock()
 	sp.mem = binary.BigEndian.AppendUint32(sp.mem, uint32(len(raw)))
 	sp.mem = append(sp.mem, raw...)
+	sp.mu.Unlock()
 	s.inMem += 4 + len(raw)
 	s.kept.Add(int64(4 + len(raw)))
+	if sp.file != nil && len(sp.mem) >= spoolBlock {
+		return s.write(sp)
+	}
 	for s.inMem > s.bound {
 		if err := s.spill(); err != nil {
 			return err
@@ -85,8 +99,13 @@ func (s *spools) spill() error {
 			largest = sp
 		}
 	}
-	n := len(largest.mem)
-	if err := largest.flush(); err != nil {
+	return s.write(largest)
+}
+
+// write moves what a transaction has in memory to its file.
+func (s *spools) write(sp *spool) error {
+	n := len(sp.mem)
+	if err := sp.flush(); err != nil {
 		return stop("no-spool", "make room there (or set TMPDIR for the server), then: rehome resume-replication",
 			"a large transaction in progress cannot be kept in %s: %v", os.TempDir(), err)
 	}
@@ -117,6 +136,9 @@ func (s *spools) drop(xid uint32) error {
 		return nil
 	}
 	delete(s.byXID, xid)
+	if s.open == sp {
+		s.open = nil
+	}
 	s.inMem -= len(sp.mem)
 	s.kept.Add(-sp.written - int64(len(sp.mem)))
 	return sp.close()
@@ -142,7 +164,25 @@ func (s *spools) close() error {
 	return errors.Join(errs...)
 }
 
+// size is how many bytes the transaction has. Only the reader of the stream asks.
+func (sp *spool) size() int64 { return sp.written + int64(len(sp.mem)) }
+
+// readAt reads what the transaction has from an offset on, as much as fits, behind the reader of the stream. 0: nothing is
+// there yet.
+func (sp *spool) readAt(buf []byte, from int64) (int, error) {
+	sp.mu.Lock()
+	if from >= sp.written {
+		defer sp.mu.Unlock()
+		return copy(buf, sp.mem[min(from-sp.written, int64(len(sp.mem))):]), nil
+	}
+	f, n := sp.file, min(int64(len(buf)), sp.written-from)
+	sp.mu.Unlock()
+	return f.ReadAt(buf[:n], from) // what is written stays as it is
+}
+
 func (sp *spool) flush() error {
+	sp.mu.Lock()
+	defer sp.mu.Unlock()
 	if sp.file == nil {
 		f, err := os.CreateTemp("", "rehome-spool-*")
 		if err != nil {
@@ -155,7 +195,7 @@ func (sp *spool) flush() error {
 	}
 	n, err := sp.file.Write(sp.mem)
 	sp.written += int64(n)
-	if cap(sp.mem) > spoolBuffer {
+	if cap(sp.mem) > 2*spoolBlock {
 		sp.mem = nil // a transaction that goes on gets a small buffer again
 	} else {
 		sp.mem = sp.mem[:0]

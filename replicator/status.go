@@ -248,7 +248,7 @@ func (s *stream) fill(p *tenant.Progress) {
 	p.SourceLSN = max(p.SourceLSN, s.head)
 	received := s.received
 	s.mu.Unlock()
-	p.SpooledBytes = s.spools.kept.Load()
+	p.SpooledBytes, p.AheadTxns = s.spools.kept.Load(), s.e.aheadTxns.Load()
 	slowest := received
 	var oldest time.Time
 	for _, l := range s.lanes {

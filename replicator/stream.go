@@ -39,12 +39,14 @@ type stream struct {
 	router *router
 	dec    pgoutput.Decoder
 	spools *spools // transactions that are streamed before they end
+	ahead  *ahead  // the one of them that is applied while it comes; nil: none is
 	rels   map[uint32]*relation
 
 	// The transaction that is being read.
 	inTx     bool
 	watching bool       // the decision was for the target: the source must not write any more
 	commit   tenant.LSN // its commit position
+	at       tenant.LSN // of what is being read, before the transaction's commit
 	skip     []bool     // per lane: the shard has it already
 	marker   string
 	foreign  string // while watching: a table that was written
@@ -134,6 +136,7 @@ func (s *stream) acknowledge(ctx context.Context) error {
 const xLogHeader = 1 + 8 + 8 + 8
 
 func (s *stream) read(ctx context.Context) error {
+	defer s.stopAhead("the stream ends")
 	var m pgoutput.Message
 	defer s.gulp.watch(ctx, s.conn)()
 	from := s.conn.Frontend()
@@ -164,6 +167,7 @@ func (s *stream) read(ctx context.Context) error {
 				if len(raw.Data) < xLogHeader {
 					return fmt.Errorf("stream: a message of %d bytes is cut short", len(raw.Data))
 				}
+				s.at = tenant.LSN(binary.BigEndian.Uint64(raw.Data[1:]))
 				s.sentAt, s.sentClock = tenant.LSN(binary.BigEndian.Uint64(raw.Data[9:])), int64(binary.BigEndian.Uint64(raw.Data[17:]))
 				if err := s.data(ctx, raw.Data[xLogHeader:], &m); err != nil {
 					return err
@@ -180,7 +184,15 @@ func (s *stream) read(ctx context.Context) error {
 // data takes one message of the plugin: at once, or into the spool of the transaction in progress that it belongs to.
 func (s *stream) data(ctx context.Context, raw []byte, m *pgoutput.Message) error {
 	if s.dec.Streaming() && len(raw) > 0 && pgoutput.Kind(raw[0]) != pgoutput.StreamStop {
-		return s.spools.add(raw)
+		if err := s.spools.add(raw); err != nil {
+			return err
+		}
+		if s.ahead == nil {
+			s.runAhead(ctx)
+		} else {
+			s.ahead.more(s.spools.open)
+		}
+		return nil
 	}
 	if err := s.dec.Decode(raw, m); err != nil {
 		return badMessage(err)
@@ -189,14 +201,19 @@ func (s *stream) data(ctx context.Context, raw []byte, m *pgoutput.Message) erro
 	case pgoutput.StreamStart:
 		s.gulp.behind = true // nobody waits for a transaction that has not ended
 		s.spools.begin(m.XID)
+		s.ahead.block(s.spools.open)
 	case pgoutput.Begin:
 		s.gulp.began(m.Time, pgoutput.Clock(s.sentClock))
 		return s.message(ctx, m)
 	case pgoutput.StreamAbort:
+		if s.ahead.of(m.XID) {
+			s.stopAhead("the source takes back what it did")
+		}
 		return s.spools.abort(m.XID, m.SubXID)
 	case pgoutput.StreamCommit:
 		return s.streamed(ctx, m)
 	case pgoutput.StreamStop:
+		s.ahead.tell()
 	default:
 		return s.message(ctx, m)
 	}
@@ -206,10 +223,23 @@ func (s *stream) data(ctx context.Context, raw []byte, m *pgoutput.Message) erro
 // streamed takes a transaction that was streamed before it ended as if it came whole just now. It does so also if every
 // shard has it: the tables' descriptions within are not sent again.
 func (s *stream) streamed(ctx context.Context, m *pgoutput.Message) error {
+	described, done, err := s.endAhead(ctx, m)
+	if err != nil {
+		return err
+	}
 	if err := s.begin(ctx, m.LSN, m.Time); err != nil {
 		return err
 	}
-	err := s.spools.commit(m.XID, func(row *pgoutput.Message) error { return s.message(ctx, row) })
+	if done { // all that is left are the tables' descriptions
+		for i := range described {
+			if err := s.message(ctx, &described[i]); err != nil {
+				return err
+			}
+		}
+		err = s.spools.drop(m.XID)
+	} else {
+		err = s.spools.commit(m.XID, func(row *pgoutput.Message) error { return s.message(ctx, row) })
+	}
 	if err != nil {
 		return err
 	}
@@ -311,8 +341,8 @@ func (s *stream) message(ctx context.Context, m *pgoutput.Message) error {
 	return nil
 }
 
-// begin opens a transaction in the lanes that do not have it.
-func (s *stream) begin(ctx context.Context, commit tenant.LSN, at time.Time) error {
+// enter comes to a transaction: what was asked for before it goes to the lanes.
+func (s *stream) enter(ctx context.Context, commit tenant.LSN) error {
 	select { // waits while a position is being chosen
 	case s.turn <- struct{}{}:
 		<-s.turn
@@ -324,6 +354,14 @@ func (s *stream) begin(ctx context.Context, commit tenant.LSN, at time.Time) err
 	s.placeBarriers(commit)
 	s.begun = commit // under the same lock: a barrier that comes later must find that it is too late
 	s.mu.Unlock()
+	return nil
+}
+
+// begin opens a transaction in the lanes that do not have it.
+func (s *stream) begin(ctx context.Context, commit tenant.LSN, at time.Time) error {
+	if err := s.enter(ctx, commit); err != nil {
+		return err
+	}
 	s.inTx, s.commit, s.marker, s.foreign = true, commit, "", ""
 	s.seen, s.own = false, false
 	s.ddl = ddlState{}

@@ -42,14 +42,16 @@ type Progress struct {
 	LagMillis   float64         `json:"lag_ms"`         // age of the oldest transaction not applied everywhere; 0 when none
 	SlotWAL     int64           `json:"slot_wal_bytes"` // WAL that the slot holds back at the source
 	// SpooledBytes is what is kept of large transactions that the source sends before they end.
-	SpooledBytes int64  `json:"spooled_bytes,omitempty"`
-	RowsAgain    int64  `json:"rows_copied_again"`  // lost by a crash or a lost connection and copied again
-	BytesAgain   int64  `json:"bytes_copied_again"` // of work that a kill cut off, what was recorded about a second before
-	AppliedTxns  int64  `json:"applied_transactions"`
-	AppliedRows  int64  `json:"applied_rows"`
-	Blocked      string `json:"blocked,omitempty"`   // who is in the way: pid and query
-	Throttled    string `json:"throttled,omitempty"` // why reading from the source waits
-	Care         *Care  `json:"care,omitempty"`      // how the source fares
+	SpooledBytes int64 `json:"spooled_bytes,omitempty"`
+	// AheadTxns counts large transactions that were applied while the source still sent them, since the server began.
+	AheadTxns   int64  `json:"transactions_ahead,omitempty"`
+	RowsAgain   int64  `json:"rows_copied_again"`  // lost by a crash or a lost connection and copied again
+	BytesAgain  int64  `json:"bytes_copied_again"` // of work that a kill cut off, what was recorded about a second before
+	AppliedTxns int64  `json:"applied_transactions"`
+	AppliedRows int64  `json:"applied_rows"`
+	Blocked     string `json:"blocked,omitempty"`   // who is in the way: pid and query
+	Throttled   string `json:"throttled,omitempty"` // why reading from the source waits
+	Care        *Care  `json:"care,omitempty"`      // how the source fares
 
 	Verification *VerificationState `json:"verification,omitempty"`
 	WayBack      *WayBack           `json:"way_back,omitempty"` // after a cutover: from the shards back to the source

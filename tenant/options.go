@@ -17,6 +17,7 @@ type ReplicationOptions struct {
 	FixIdentity bool     `json:"fix_identity,omitempty"` // make replica identities that contain the realm key
 	Accept      []string `json:"accept,omitempty"`       // findings accepted by name ("code:object")
 	NoHeartbeat bool     `json:"no_heartbeat,omitempty"` // write nothing to the source on idle
+	NoRunAhead  bool     `json:"no_run_ahead,omitempty"` // apply large transactions when they have ended, not while they come
 }
 
 // DefaultChunkBytes is the size up to which a table is copied in one transaction: below it COPY FREEZE, which needs the

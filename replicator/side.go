@@ -1,0 +1,257 @@
+package replicator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/rehomedb/rehome/tenant"
+)
+
+const (
+	// aheadPatrol is how often a side looks whether anybody waits for it: a lock at the shard is held for about so long
+	// against whoever wants it.
+	aheadPatrol = time.Second
+	// aheadPoll is how often the follower looks whether the lanes are where a block begins.
+	aheadPoll = 2 * time.Millisecond
+	// aheadLock is how long a side waits for a lock itself, in the units of lock_timeout.
+	aheadLock = "1s"
+	// aheadForgotten ends the session of a server that was stopped or cut off, which would hold its locks until the network
+	// notices. A server that is alive looks each aheadPatrol.
+	aheadForgotten = "30s"
+)
+
+// side applies one shard's part of a transaction that runs ahead, on a session of its own, and commits it in its lane's
+// turn. The session begins with the part's first row.
+type side struct {
+	a   *ahead
+	l   *lane      // the session and what is prepared there; not the shard's lane
+	end tenant.LSN // where the transaction ends; set before the turn comes
+
+	turn    chan position    // of size 1: the lane's position, which the commit follows
+	out     chan sideOutcome // of size 1: what became of it, for the lane
+	settled chan bool        // of size 1: the same for the reader: whether the shard has the transaction
+}
+
+// sideOutcome is what became of a shard's part.
+type sideOutcome struct {
+	has               bool     // the shard has the part: all of it is committed, or it is empty
+	pos               position // with rows: the lane's position behind it
+	rows              int
+	flushed, inserted tenant.LSN
+	err               error // it is not known whether the shard has it: the lane has to be opened anew
+}
+
+func newSide(a *ahead, of *lane) *side {
+	return &side{
+		a: a, l: &lane{shard: of.shard, replication: of.replication, epoch: of.epoch, pass: of.pass, in: newInbox(), prepared: map[string]string{}, gifts: newAllowance()},
+		turn: make(chan position, 1), out: make(chan sideOutcome, 1), settled: make(chan bool, 1),
+	}
+}
+
+// run applies the part. Whatever it comes to, the lane gets to know.
+func (sd *side) run(ctx context.Context) {
+	o, err := sd.apply(ctx)
+	closeSoon(sd.l.conn)
+	if err != nil {
+		sd.a.fail(fmt.Errorf("shard %s: %w", sd.l.shard.Name, err))
+		o.has = false
+	}
+	sd.out <- o
+}
+
+// waitedForSQL asks whether any session waits for a lock that this one holds.
+const waitedForSQL = `SELECT EXISTS (SELECT FROM pg_locks l WHERE NOT l.granted AND pg_backend_pid() = ANY (pg_blocking_pids(l.pid)))`
+
+// The row that leads the part tells the reverse direction that it is ours, as those of lanes do. It is gone again when the
+// part commits, and has a number that nobody takes for a lane's while it is there.
+const (
+	leadSQL   = `INSERT INTO rehome.progress (replication, seq, epoch, lsn) VALUES ($1, -txid_current(), $2, '0/0')`
+	unleadSQL = `DELETE FROM rehome.progress WHERE replication = $1 AND seq = -txid_current()`
+)
+
+// apply applies the part as it comes, and commits it in its turn. An error means that the shard does not have it, unless the
+// outcome says that this is not known.
+func (sd *side) apply(ctx context.Context) (o sideOutcome, err error) {
+	var run *pipelineRun
+	looked := time.Now()
+	for whole := false; !whole; {
+		g, _, err := sd.l.in.take(ctx, aheadPatrol)
+		if err != nil {
+			return o, err
+		}
+		if g != nil {
+			if g.ordered || g.ddl {
+				return o, unusual("a row of it brings values to another shard")
+			}
+			if run == nil && len(g.changes) > 0 {
+				if run, err = sd.begin(ctx); err != nil {
+					return o, err
+				}
+				defer func() { _ = run.p.Close() }() // it ended, or the session does
+			}
+			if run != nil {
+				sent := len(run.want)
+				if err := run.sets(ctx, g.changes); err != nil {
+					return o, err
+				}
+				if err := run.overlap(sent); err != nil {
+					return o, err
+				}
+			}
+			o.rows += len(g.changes)
+			whole = g.marker == aheadWhole
+		}
+		if run != nil && time.Since(looked) >= aheadPatrol {
+			if err := run.giveWay(); err != nil {
+				return o, err
+			}
+			looked = time.Now()
+		}
+	}
+	if run == nil {
+		return sideOutcome{has: true}, nil
+	}
+	if err := run.results(); err != nil {
+		return o, err
+	}
+	pos, err := sd.await(ctx, run)
+	if err != nil {
+		return o, err
+	}
+	o.pos = position{seq: pos.seq + 1, lsn: max(sd.end, pos.lsn)}
+	run.advance(pos, o.pos.lsn)
+	run.query(unleadSQL, sd.l.replication)
+	if err := run.results(); err != nil {
+		return o, err
+	}
+	if o.flushed, o.inserted, err = run.commit(); err != nil {
+		if pe, ok := errors.AsType[*pgconn.PgError](err); !ok || IsRetryable(pe) {
+			o.err = fmt.Errorf("commit what was applied ahead: %w: %w", errConnLost, err)
+		}
+		return o, err
+	}
+	o.has = true
+	return o, nil
+}
+
+// begin opens the session and the transaction.
+func (sd *side) begin(ctx context.Context) (*pipelineRun, error) {
+	settings := laneSettings(sd.l.pass)
+	settings["lock_timeout"] = aheadLock
+	settings["idle_in_transaction_session_timeout"] = aheadForgotten
+	conn, err := connect(ctx, sd.l.shard.DSN, aheadName(sd.l.replication), settings)
+	if err != nil {
+		return nil, err
+	}
+	sd.l.conn = conn
+	run := &pipelineRun{l: sd.l, p: conn.PgConn().StartPipeline(ctx)}
+	run.exec("BEGIN")
+	run.query(leadSQL, sd.l.replication, strconv.FormatInt(sd.l.epoch, 10))
+	return run, nil
+}
+
+// await waits for the lane's turn.
+func (sd *side) await(ctx context.Context, run *pipelineRun) (position, error) {
+	tick := time.NewTicker(aheadPatrol)
+	defer tick.Stop()
+	for {
+		select {
+		case pos := <-sd.turn:
+			return pos, nil
+		case <-ctx.Done():
+			return position{}, context.Cause(ctx)
+		case <-tick.C:
+			if err := run.giveWay(); err != nil {
+				return position{}, err
+			}
+		}
+	}
+}
+
+// overlap sends what is queued, and reads the first results only: those of what the server had before.
+func (r *pipelineRun) overlap(results int) error {
+	r.p.SendFlushRequest()
+	if err := r.p.Flush(); err != nil {
+		return asLost(r.l.conn.PgConn(), err)
+	}
+	n := min(results, len(r.want))
+	for _, w := range r.want[:n] {
+		if err := r.one(w); err != nil {
+			return err
+		}
+	}
+	r.want, r.sent = slices.Delete(r.want, 0, n), 0
+	return nil
+}
+
+// giveWay fails if anybody waits for the session.
+func (r *pipelineRun) giveWay() error {
+	if err := r.results(); err != nil {
+		return err
+	}
+	r.p.SendQueryParams(waitedForSQL, nil, nil, nil, nil)
+	r.p.SendFlushRequest()
+	if err := r.p.Flush(); err != nil {
+		return asLost(r.l.conn.PgConn(), err)
+	}
+	res, err := r.p.GetResults()
+	if err != nil {
+		return asLost(r.l.conn.PgConn(), err)
+	}
+	rr, ok := res.(*pgconn.ResultReader)
+	if !ok {
+		return errNoResult
+	}
+	waits := false
+	for rr.NextRow() {
+		waits = string(rr.Values()[0]) == "t"
+	}
+	if _, err := rr.Close(); err != nil {
+		return asLost(r.l.conn.PgConn(), err)
+	}
+	if waits {
+		return unusual("somebody waits for it")
+	}
+	return nil
+}
+
+// turn has a transaction that was applied ahead commit in its place. If the shard does not have it then, it follows from
+// its spool.
+func (l *lane) turn(ctx context.Context, sd *side, at time.Time) error {
+	l.mu.Lock()
+	l.current = at
+	l.mu.Unlock()
+	defer func() {
+		l.mu.Lock()
+		l.current = time.Time{}
+		l.mu.Unlock()
+	}()
+	sd.turn <- l.pos
+	var o sideOutcome
+	select {
+	case o = <-sd.out:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if o.err != nil {
+		return o.err
+	}
+	if o.has && o.rows > 0 {
+		l.pos = o.pos
+		l.mu.Lock()
+		l.applied = o.pos.lsn
+		l.txns++
+		l.rows += int64(o.rows)
+		l.pending = append(l.pending, flushMark{wal: o.inserted, pos: o.pos.lsn})
+		l.mu.Unlock()
+		l.settle(o.flushed)
+	}
+	sd.settled <- o.has
+	return nil
+}
