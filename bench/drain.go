@@ -270,7 +270,7 @@ func (b *drainBed) same(ctx context.Context, f follower, tables []string) error 
 		if err != nil {
 			return err
 		}
-		sql := `SELECT 0::numeric`
+		var sums []string
 		var rows int64
 		for _, dsn := range f.targets() {
 			c, err := dial(ctx, dsn)
@@ -283,10 +283,10 @@ func (b *drainBed) same(ctx context.Context, f follower, tables []string) error 
 				return err
 			}
 			rows += n
-			sql += ` + ` + sum + `::numeric`
+			sums = append(sums, sum)
 		}
 		var equal bool
-		if err := b.src.QueryRow(ctx, `SELECT (`+sql+`) = $1::numeric`, want).Scan(&equal); err != nil {
+		if err := b.src.QueryRow(ctx, `SELECT sum(s::numeric) = $1::numeric FROM unnest($2::text[]) s`, want, sums).Scan(&equal); err != nil {
 			return fmt.Errorf("compare %s: %w", table, err)
 		}
 		if rows != wantRows || !equal {

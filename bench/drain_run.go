@@ -107,9 +107,12 @@ func (s *drainSuite) wanted(ctx context.Context, f follower) bool {
 func (s *drainSuite) join(ctx context.Context) {
 	s.out = map[string]bool{}
 	for _, f := range s.who {
+		began := time.Now()
 		if err := within(ctx, joinWithin, f.join); err != nil {
-			s.fails(f, s.cases, fmt.Errorf("begin to follow: %w", err))
+			s.fails(ctx, f, s.cases, fmt.Errorf("begin to follow: %w", err))
+			continue
 		}
+		s.bench.Say("%s: %s follows after %.1f s", s.bed.database, f.label(), time.Since(began).Seconds())
 	}
 }
 
@@ -124,8 +127,11 @@ func (s *drainSuite) note() {
 }
 
 // fails notes that a contender has no figure in some cases, and lets it take no further part.
-func (s *drainSuite) fails(f follower, cases []string, err error) {
+func (s *drainSuite) fails(ctx context.Context, f follower, cases []string, err error) {
 	s.out[f.label()] = true
+	if ctx.Err() != nil {
+		return // what was under way when the run was interrupted is no figure
+	}
 	for _, c := range cases {
 		s.bench.record(Sample{Case: c, Contender: f.label(), Round: s.round, Failed: err.Error()})
 	}
@@ -138,7 +144,7 @@ func (s *drainSuite) drainAll(ctx context.Context, l backlog) error {
 			continue
 		}
 		if err := within(ctx, stopWithin, f.stop); err != nil {
-			s.fails(f, []string{drainCase(l)}, fmt.Errorf("stop: %w", err))
+			s.fails(ctx, f, []string{drainCase(l)}, fmt.Errorf("stop: %w", err))
 		}
 	}
 	if err := errors.Join(l.write(ctx, s.bed), s.bed.sentinel(ctx)); err != nil {
@@ -153,7 +159,7 @@ func (s *drainSuite) drainAll(ctx context.Context, l backlog) error {
 			return context.Cause(ctx)
 		}
 		if err != nil {
-			s.fails(f, []string{drainCase(l)}, err)
+			s.fails(ctx, f, []string{drainCase(l)}, err)
 			continue
 		}
 		sample.Case, sample.Round = drainCase(l), s.round

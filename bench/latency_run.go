@@ -52,8 +52,8 @@ func (w *latencyWorkload) Round(ctx context.Context, b *Bench, round int) (err e
 	s.note()
 	for _, f := range s.who {
 		if !s.out[f.label()] {
-			if err := f.stop(ctx); err != nil {
-				s.fails(f, s.cases, err)
+			if err := within(ctx, stopWithin, f.stop); err != nil {
+				s.fails(ctx, f, s.cases, err)
 			}
 		}
 	}
@@ -66,7 +66,7 @@ func (w *latencyWorkload) Round(ctx context.Context, b *Bench, round int) (err e
 			return context.Cause(ctx)
 		}
 		if err != nil {
-			s.fails(f, s.cases, err)
+			s.fails(ctx, f, s.cases, err)
 			continue
 		}
 		sample.Case, sample.Round = latencyCase, round

@@ -85,7 +85,7 @@ func (w *memoryWorkload) Report(r *Results) []Section {
 		key := [2]string{sample.Case, sample.Contender}
 		_, memory := sample.Values[peakRSS]
 		_, spill := sample.Values[sourceSpillMB]
-		if sample.Failed != "" || seen[key] || !(memory || spill) {
+		if sample.Failed != "" || seen[key] || (!memory && !spill) {
 			continue
 		}
 		seen[key] = true
