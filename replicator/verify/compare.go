@@ -49,20 +49,24 @@ func (c *comparison) all(ctx context.Context) error {
 		}
 		r := newTableResult(t, len(units), in.MaxDiffs)
 		c.tables = append(c.tables, r)
+		var open []unit
 		for _, u := range units {
 			p := u.done(t, in.Done)
 			if p == nil || c.schema.skip[t.Name] != "" {
-				cuts := c.schema.cuts[t.Name]
-				if len(units) > 1 || c.schema.skip[t.Name] != "" {
-					cuts = nil
-				}
-				pieces = append(pieces, newPieces(u, cuts, len(in.Shards))...)
+				open = append(open, u)
 				continue
 			}
 			ends[p.LSN] = later(ends[p.LSN], p.At)
 			c.first = min(c.first, p.LSN)
 			last := r.add(u.number, tenant.TableVerification{SourceRows: p.Rows, TargetRows: p.Rows, Equal: true, Digest: p.Digest}, p.LSN)
 			c.news.add(r.v.Table, p.Rows, last)
+		}
+		for _, group := range groupsOf(open, c.schema.scattered[t.Name]) {
+			cuts := c.schema.cuts[t.Name]
+			if (len(group) == 1 && len(units) > 1) || c.schema.skip[t.Name] != "" {
+				cuts = nil // a range of keys is small enough
+			}
+			pieces = append(pieces, newPieces(group, cuts, len(in.Shards))...)
 		}
 	}
 	for _, at := range ends {
@@ -97,7 +101,7 @@ func (c *comparison) work(ctx context.Context, next <-chan piece) (err error) {
 				return fmt.Errorf("verify: %w", err)
 			}
 		}
-		if c.isAside(p.unit) {
+		if c.isAside(p.units[0]) {
 			continue
 		}
 		if s == nil {
@@ -105,11 +109,11 @@ func (c *comparison) work(ctx context.Context, next <-chan piece) (err error) {
 				return fmt.Errorf("verify: %w", err)
 			}
 		}
-		t := &c.in.Catalogue.Tables[p.unit.table]
+		t := &c.in.Catalogue.Tables[p.units[0].table]
 		err := c.one(ctx, s, p, t)
 		switch {
 		case errors.Is(err, errGaveWay), errors.Is(err, errChanged):
-			c.setAside(p.unit, err)
+			c.setAside(p.units, err)
 			s.close() // the locks go at once, and what may still be running ends
 			s = nil
 		case err != nil:
@@ -126,20 +130,25 @@ func (c *comparison) work(ctx context.Context, next <-chan piece) (err error) {
 	return nil
 }
 
-// one compares a piece, and takes note of its unit if it was the unit's last.
+// one compares a piece, and takes note of its units if it was their last.
 func (c *comparison) one(ctx context.Context, s *sides, p piece, t *catalog.Table) error {
 	skip := c.schema.skip[t.Name]
-	var v *tenant.TableVerification
+	var found []tenant.TableVerification
 	err := c.watch.guard(ctx, s, func(ctx context.Context) (err error) {
-		if v, err = p.compare(ctx, c.in, s, t, skip); err != nil || skip != "" {
+		if found, err = p.compare(ctx, c.in, s, t, skip); err != nil || skip != "" {
 			return err
 		}
 		return s.unchanged(ctx, t)
 	})
-	if err != nil || v == nil {
+	if err != nil {
 		return err
 	}
-	return c.concluded(p.unit, *v)
+	for i := range found {
+		if err := c.concluded(p.units[i], found[i]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func later(a, b time.Time) time.Time {
@@ -181,23 +190,31 @@ func wait(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// compare compares a piece, and concludes on the table if it was its last; before, it returns nil.
-func (p piece) compare(ctx context.Context, in Input, s *sides, t *catalog.Table, skip string) (*tenant.TableVerification, error) {
+// compare compares a piece, and concludes on its units if it was their last; before, it returns nothing.
+func (p piece) compare(ctx context.Context, in Input, s *sides, t *catalog.Table, skip string) ([]tenant.TableVerification, error) {
 	if skip != "" {
-		return &tenant.TableVerification{Table: t.Name.String(), Skipped: skip}, nil
+		return []tenant.TableVerification{{Table: t.Name.String(), Skipped: skip}}, nil
 	}
 	last, err := p.scan(ctx, in, s, t)
 	if err != nil || !last {
 		return nil, err
 	}
-	v, err := p.sums.conclude(ctx, in, s, t)
-	return &v, err
+	out := make([]tenant.TableVerification, len(p.units))
+	for i := range out {
+		if out[i], err = p.conclude(ctx, in, s, t, i); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
 }
 
-// conclude compares what the scans of all parts found, and names what differs.
-func (a *tableSums) conclude(ctx context.Context, in Input, s *sides, t *catalog.Table) (tenant.TableVerification, error) {
-	st := newStatementsWithin(t, transcodes(in.Catalogue.Server.Encoding), a.unit, "")
-	source, shards, moved := a.source, a.shards, a.moved
+// conclude compares what the scans of all parts found of a unit, and names what differs.
+func (p piece) conclude(ctx context.Context, in Input, s *sides, t *catalog.Table, unit int) (tenant.TableVerification, error) {
+	st := newStatementsWithin(t, transcodes(in.Catalogue.Server.Encoding), p.units[unit].where, "")
+	source, shards := p.sums.source[unit], make([]class, len(p.sums.shards))
+	for i := range shards {
+		shards[i] = p.sums.shards[i][unit]
+	}
 	v := tenant.TableVerification{Table: t.Name.String(), SourceRows: source.rows, Digest: tableDigest(t, source), Equal: true}
 	found := &findings{v: &v, limit: in.MaxDiffs, different: map[rowAt]int64{}, table: t, keyed: st.keyed, tell: in.OnDiff}
 	if t.Sharded() {
@@ -233,7 +250,13 @@ func (a *tableSums) conclude(ctx context.Context, in Input, s *sides, t *catalog
 	if err := nameColumns(ctx, st, t, found, &s.source, refs(s.shards)); err != nil {
 		return v, err
 	}
-	for i, n := range moved {
+	for i, n := range p.sums.moved {
+		if n > 0 && len(p.units) > 1 { // in which of them?
+			var err error
+			if n, err = s.shards[i].misplaced(ctx, st, in.Placement); err != nil {
+				return v, err
+			}
+		}
 		if n == 0 {
 			continue
 		}

@@ -39,7 +39,8 @@
 // # Parts
 //
 // A large table whose key begins with an integer or a uuid is divided by ranges of that key, the same on both sides; any other
-// table is one part. A part that was found equal is told to the caller, who may give it back when the comparison goes on at a
+// table is one part. Where rows do not lie in the order of their keys, as with random uuids, one scan sums up to 16 such ranges
+// up, since each by itself would read nearly all pages (sweep.go). A part that was found equal is told to the caller, who may give it back when the comparison goes on at a
 // later position: it is not read again then. The result says so: Verification.FirstLSN is the first of its positions,
 // ComparedAt when the comparison at the oldest of them ended, and that is how old a cutover takes it to be. A part that was
 // equal at P1 is equal at P2 as long as the stream applied exactly what lies between and nobody else wrote at the shard, which

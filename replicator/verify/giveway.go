@@ -238,12 +238,14 @@ func changed(err error) bool {
 	return false
 }
 
-// setAside takes note of a unit that gave way, or whose table was changed. The others go on.
-func (c *comparison) setAside(u unit, why error) {
+// setAside takes note of units that gave way, or whose table was changed. The others go on.
+func (c *comparison) setAside(units []unit, why error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.aside[unitAt{u.table, u.number}] = true
-	c.why = fmt.Errorf("%s: %w", c.in.Catalogue.Tables[u.table].Name, why)
+	for _, u := range units {
+		c.aside[unitAt{u.table, u.number}] = true
+		c.why = fmt.Errorf("%s: %w", c.in.Catalogue.Tables[u.table].Name, why)
+	}
 }
 
 // unitAt names a unit within a comparison.

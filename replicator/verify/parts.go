@@ -95,41 +95,76 @@ func (c cut) where(part int64) (string, bool) {
 	return fmt.Sprintf("t.ctid >= '(%d,0)'::pg_catalog.tid AND t.ctid < '(%d,0)'::pg_catalog.tid", part*c.blocks, (part+1)*c.blocks), true
 }
 
-// tableSums gathers what the scans of a unit's parts found.
+// tableSums gathers what the scans of a piece's parts found, for each of its units.
 type tableSums struct {
-	unit   string // its condition
 	mu     sync.Mutex
 	left   int // parts
-	source class
-	shards []class
-	moved  []int64
+	source []class
+	shards [][]class
+	moved  []int64 // rows on shards that do not own them, in all units
 }
 
-// piece is one part of a unit, on all sides.
+// piece is one part of a unit, or of several that are read together, on all sides.
 type piece struct {
-	unit unit
-	part int64
-	cuts []cut // nil: the whole unit
-	sums *tableSums
+	units []unit
+	part  int64
+	cuts  []cut // nil: the whole
+	sums  *tableSums
 }
 
-func newPieces(u unit, cuts []cut, shards int) []piece {
+func newPieces(units []unit, cuts []cut, shards int) []piece {
 	n := int64(1)
 	for _, c := range cuts {
 		n = max(n, c.parts)
 	}
-	sums := &tableSums{unit: u.where, left: int(n), shards: make([]class, shards), moved: make([]int64, shards)}
+	sums := &tableSums{left: int(n), source: make([]class, len(units)), shards: make([][]class, shards), moved: make([]int64, shards)}
+	for i := range sums.shards {
+		sums.shards[i] = make([]class, len(units))
+	}
 	out := make([]piece, n)
 	for i := range out {
-		out[i] = piece{unit: u, part: int64(i), cuts: cuts, sums: sums}
+		out[i] = piece{units: units, part: int64(i), cuts: cuts, sums: sums}
 	}
 	return out
 }
 
-// A range of ctids is read by one process only, and the planner must not take a scan of the whole table for it.
+// where is the condition for the keys that the piece reads.
+func (p piece) where(t *catalog.Table) string {
+	if len(p.units) == 1 {
+		return p.units[0].where
+	}
+	return keysOf(t, p.units[0].bounds, p.units[0].number, p.units[len(p.units)-1].number)
+}
+
+// read sums up the piece on one side, by unit.
+func (p piece) read(ctx context.Context, one *side, st statements, transcode bool, t *catalog.Table, where string) ([]class, error) {
+	out := make([]class, len(p.units))
+	if len(p.units) == 1 {
+		var err error
+		out[0], err = one.total(ctx, st.totals)
+		return out, err
+	}
+	found, err := one.scan(ctx, sweepOf(t, transcode, p.units, where))
+	if err != nil {
+		return nil, err
+	}
+	for number, sum := range found {
+		i := int(number) - p.units[0].number
+		if i < 0 || i >= len(p.units) {
+			return nil, fmt.Errorf("%s: a row of part %d was read with parts %d to %d", one, number, p.units[0].number, p.units[len(p.units)-1].number)
+		}
+		out[i] = sum
+	}
+	return out, nil
+}
+
+// A range of ctids is read by one process only, and the planner must not take a scan of the whole table for it, nor one of all
+// the keys of the piece.
 const (
-	partSettings  = `SET LOCAL max_parallel_workers_per_gather = 0; SET LOCAL enable_seqscan = off`
-	wholeSettings = `SET LOCAL max_parallel_workers_per_gather TO DEFAULT; SET LOCAL enable_seqscan TO DEFAULT`
+	partSettings = `SET LOCAL max_parallel_workers_per_gather = 0; SET LOCAL enable_seqscan = off; SET LOCAL enable_indexscan = off;
+		SET LOCAL enable_indexonlyscan = off; SET LOCAL enable_bitmapscan = off`
+	wholeSettings = `SET LOCAL max_parallel_workers_per_gather TO DEFAULT; SET LOCAL enable_seqscan TO DEFAULT; SET LOCAL enable_indexscan TO DEFAULT;
+		SET LOCAL enable_indexonlyscan TO DEFAULT; SET LOCAL enable_bitmapscan TO DEFAULT`
 )
 
 // scan reads the part on all sides at the same time, and reports whether it was the table's last to be read.
@@ -143,14 +178,15 @@ func (p piece) scan(ctx context.Context, in Input, s *sides, t *catalog.Table) (
 				continue
 			}
 		}
-		st := newStatementsWithin(t, transcodes(in.Catalogue.Server.Encoding), p.unit.where, where)
+		transcode := transcodes(in.Catalogue.Server.Encoding)
+		st := newStatementsWithin(t, transcode, p.where(t), where)
 		group.Go(func() error {
 			if where != "" {
 				if _, err := one.conn.Exec(ctx, partSettings); err != nil {
 					return fmt.Errorf("%s: %w", one, err)
 				}
 			}
-			sum, err := one.total(ctx, st.totals)
+			sums, err := p.read(ctx, one, st, transcode, t, where)
 			if err != nil {
 				return err
 			}
@@ -167,12 +203,14 @@ func (p piece) scan(ctx context.Context, in Input, s *sides, t *catalog.Table) (
 			}
 			p.sums.mu.Lock()
 			defer p.sums.mu.Unlock()
-			if one.name == "" {
-				p.sums.source = p.sums.source.plus(sum)
-				return nil
+			into := p.sums.source
+			if one.name != "" {
+				into = p.sums.shards[i-1]
+				p.sums.moved[i-1] += moved
 			}
-			p.sums.shards[i-1] = p.sums.shards[i-1].plus(sum)
-			p.sums.moved[i-1] += moved
+			for k := range sums {
+				into[k] = into[k].plus(sums[k])
+			}
 			return nil
 		})
 	}

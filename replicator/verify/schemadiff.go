@@ -50,7 +50,8 @@ type schemaFindings struct {
 	skip  map[tenant.TableName]string // why not
 	cuts  map[tenant.TableName][]cut  // of large tables: the parts, for each side
 
-	bounds map[tenant.TableName][]string // of large tables: between their units
+	bounds    map[tenant.TableName][]string // of large tables: between their units
+	scattered map[tenant.TableName]bool     // tables whose rows do not lie in the order of their keys
 }
 
 // compareSchema reads the schemas of all sides and compares each shard's with the source's.

@@ -102,7 +102,7 @@ func (f *schemaFindings) chooseBounds(ctx context.Context, s *side, sizes tableS
 			}
 		}
 	}
-	return nil
+	return f.findScattered(ctx, s)
 }
 
 // unitsOf lists a table's units. Ranges are half open; the last one has what is not in any other, NULLs included, which a
@@ -112,23 +112,27 @@ func unitsOf(table int, t *catalog.Table, p tenant.Placement, bounds []string) [
 	if len(bounds) == 0 {
 		return []unit{{table: table, shape: shape}}
 	}
+	out := make([]unit, len(bounds)+1)
+	for i := range out {
+		out[i] = unit{table: table, shape: shape, number: i, bounds: bounds, where: keysOf(t, bounds, i, i)}
+	}
+	return out
+}
+
+// keysOf is the condition for the keys of units from first to last.
+func keysOf(t *catalog.Table, bounds []string, first, last int) string {
 	column, _ := rangeColumn(t)
 	name := "t." + tenant.QuoteIdent(column.Name)
 	value := func(i int) string { return tenant.QuoteLiteral(bounds[i]) + "::" + column.Type }
-	out := make([]unit, len(bounds)+1)
-	for i := range out {
-		u := unit{table: table, shape: shape, number: i, bounds: bounds}
-		switch i {
-		case 0:
-			u.where = name + " < " + value(0)
-		case len(bounds):
-			u.where = name + " >= " + value(i-1) + " OR " + name + " IS NULL"
-		default:
-			u.where = name + " >= " + value(i-1) + " AND " + name + " < " + value(i)
-		}
-		out[i] = u
+	switch {
+	case first == 0 && last == len(bounds):
+		return ""
+	case first == 0:
+		return name + " < " + value(last)
+	case last == len(bounds):
+		return name + " >= " + value(first-1) + " OR " + name + " IS NULL"
 	}
-	return out
+	return name + " >= " + value(first-1) + " AND " + name + " < " + value(last)
 }
 
 // done finds a unit among the parts that were found equal before.
