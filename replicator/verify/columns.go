@@ -18,9 +18,6 @@ type rowAt struct{ shard, key string }
 // nameColumns finds out which columns differ in the rows that the drill-down found different. It reads hashes of columns,
 // in one more scan of each side that has such a row; that is the price of a fault only.
 func nameColumns(ctx context.Context, st statements, t *catalog.Table, f *findings, source *side, shards []*side) error {
-	if len(f.different) == 0 {
-		return nil
-	}
 	found := map[rowAt][]string{}
 	for _, s := range append([]*side{source}, shards...) {
 		var hashes []int64

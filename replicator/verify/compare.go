@@ -135,8 +135,8 @@ func (c *comparison) one(ctx context.Context, s *sides, p piece, t *catalog.Tabl
 	skip := c.schema.skip[t.Name]
 	var found []tenant.TableVerification
 	err := c.watch.guard(ctx, s, func(ctx context.Context) (err error) {
-		if found, err = p.compare(ctx, c.in, s, t, skip); err != nil || skip != "" {
-			return err
+		if found, err = p.compare(ctx, c.in, s, t, skip); err != nil || skip != "" || !readAgain(found) {
+			return err // unchanged when it was read: see piece.read
 		}
 		return s.unchanged(ctx, t)
 	})
@@ -149,6 +149,11 @@ func (c *comparison) one(ctx context.Context, s *sides, p piece, t *catalog.Tabl
 		}
 	}
 	return nil
+}
+
+// readAgain reports whether a table was read once more, to name what differs.
+func readAgain(found []tenant.TableVerification) bool {
+	return slices.ContainsFunc(found, func(v tenant.TableVerification) bool { return !v.Equal || v.Misplaced > 0 })
 }
 
 func later(a, b time.Time) time.Time {
@@ -210,13 +215,15 @@ func (p piece) compare(ctx context.Context, in Input, s *sides, t *catalog.Table
 
 // conclude compares what the scans of all parts found of a unit, and names what differs.
 func (p piece) conclude(ctx context.Context, in Input, s *sides, t *catalog.Table, unit int) (tenant.TableVerification, error) {
-	st := newStatementsWithin(t, transcodes(in.Catalogue.Server.Encoding), p.units[unit].where, "")
+	statements := sync.OnceValue(func() statements {
+		return newStatementsWithin(t, transcodes(in.Catalogue.Server.Encoding), p.units[unit].where, "")
+	})
 	source, shards := p.sums.source[unit], make([]class, len(p.sums.shards))
 	for i := range shards {
 		shards[i] = p.sums.shards[i][unit]
 	}
 	v := tenant.TableVerification{Table: t.Name.String(), SourceRows: source.rows, Digest: tableDigest(t, source), Equal: true}
-	found := &findings{v: &v, limit: in.MaxDiffs, different: map[rowAt]int64{}, table: t, keyed: st.keyed, tell: in.OnDiff}
+	found := &findings{v: &v, limit: in.MaxDiffs, different: map[rowAt]int64{}, table: t, keyed: len(identityColumns(t)) > 0, tell: in.OnDiff}
 	if t.Sharded() {
 		var target class
 		for _, sum := range shards {
@@ -224,7 +231,7 @@ func (p piece) conclude(ctx context.Context, in Input, s *sides, t *catalog.Tabl
 		}
 		v.TargetRows = target.rows
 		if !target.equal(source) {
-			if err := findDifferences(ctx, st, in, found, &s.source, refs(s.shards)); err != nil {
+			if err := findDifferences(ctx, statements(), in, found, &s.source, refs(s.shards)); err != nil {
 				return v, err
 			}
 		}
@@ -241,19 +248,21 @@ func (p piece) conclude(ctx context.Context, in Input, s *sides, t *catalog.Tabl
 				v.TargetRows = sum.rows
 			}
 			if !sum.equal(source) {
-				if err := findDifferences(ctx, st, in, found, &s.source, refs(s.shards[i:i+1])); err != nil {
+				if err := findDifferences(ctx, statements(), in, found, &s.source, refs(s.shards[i:i+1])); err != nil {
 					return v, err
 				}
 			}
 		}
 	}
-	if err := nameColumns(ctx, st, t, found, &s.source, refs(s.shards)); err != nil {
-		return v, err
+	if len(found.different) > 0 {
+		if err := nameColumns(ctx, statements(), t, found, &s.source, refs(s.shards)); err != nil {
+			return v, err
+		}
 	}
 	for i, n := range p.sums.moved {
 		if n > 0 && len(p.units) > 1 { // in which of them?
 			var err error
-			if n, err = s.shards[i].misplaced(ctx, st, in.Placement); err != nil {
+			if n, err = s.shards[i].misplaced(ctx, statements(), in.Placement); err != nil {
 				return v, err
 			}
 		}
@@ -265,7 +274,7 @@ func (p piece) conclude(ctx context.Context, in Input, s *sides, t *catalog.Tabl
 		if in.OnDiff != nil {
 			limit = misplacedTold
 		}
-		rows, err := s.shards[i].misplacedRows(ctx, st, in.Placement, limit)
+		rows, err := s.shards[i].misplacedRows(ctx, statements(), in.Placement, limit)
 		if err != nil {
 			return v, err
 		}

@@ -136,28 +136,6 @@ func (p piece) where(t *catalog.Table) string {
 	return keysOf(t, p.units[0].bounds, p.units[0].number, p.units[len(p.units)-1].number)
 }
 
-// read sums up the piece on one side, by unit.
-func (p piece) read(ctx context.Context, one *side, st statements, transcode bool, t *catalog.Table, where string) ([]class, error) {
-	out := make([]class, len(p.units))
-	if len(p.units) == 1 {
-		var err error
-		out[0], err = one.total(ctx, st.totals)
-		return out, err
-	}
-	found, err := one.scan(ctx, sweepOf(t, transcode, p.units, where))
-	if err != nil {
-		return nil, err
-	}
-	for number, sum := range found {
-		i := int(number) - p.units[0].number
-		if i < 0 || i >= len(p.units) {
-			return nil, fmt.Errorf("%s: a row of part %d was read with parts %d to %d", one, number, p.units[0].number, p.units[len(p.units)-1].number)
-		}
-		out[i] = sum
-	}
-	return out, nil
-}
-
 // A range of ctids is read by one process only, and the planner must not take a scan of the whole table for it, nor one of all
 // the keys of the piece.
 const (
@@ -178,38 +156,20 @@ func (p piece) scan(ctx context.Context, in Input, s *sides, t *catalog.Table) (
 				continue
 			}
 		}
-		transcode := transcodes(in.Catalogue.Server.Encoding)
-		st := newStatementsWithin(t, transcode, p.where(t), where)
 		group.Go(func() error {
-			if where != "" {
-				if _, err := one.conn.Exec(ctx, partSettings); err != nil {
-					return fmt.Errorf("%s: %w", one, err)
-				}
-			}
-			sums, err := p.read(ctx, one, st, transcode, t, where)
+			found, err := p.read(ctx, one, in, t, where)
 			if err != nil {
 				return err
-			}
-			var moved int64
-			if one.name != "" && t.Sharded() {
-				if moved, err = one.misplaced(ctx, st, in.Placement); err != nil {
-					return err
-				}
-			}
-			if where != "" {
-				if _, err := one.conn.Exec(ctx, wholeSettings); err != nil {
-					return fmt.Errorf("%s: %w", one, err)
-				}
 			}
 			p.sums.mu.Lock()
 			defer p.sums.mu.Unlock()
 			into := p.sums.source
 			if one.name != "" {
 				into = p.sums.shards[i-1]
-				p.sums.moved[i-1] += moved
+				p.sums.moved[i-1] += found.moved
 			}
-			for k := range sums {
-				into[k] = into[k].plus(sums[k])
+			for k := range found.sums {
+				into[k] = into[k].plus(found.sums[k])
 			}
 			return nil
 		})

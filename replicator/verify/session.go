@@ -66,7 +66,7 @@ func openSides(ctx context.Context, in Input) (*sides, error) {
 			if conn.PgConn().TxStatus() != 'T' {
 				return fmt.Errorf("%s: %w", one, errNoTransaction)
 			}
-			if _, err := conn.Exec(ctx, settings+"; "+markPart); err != nil {
+			if _, err := conn.Exec(ctx, settings+"; "+prepareChanged+"; "+markPart); err != nil {
 				return fmt.Errorf("%s: %w", one, err)
 			}
 			return nil
@@ -168,21 +168,6 @@ func (d digest) differing(o digest) []int64 {
 	return slices.Sorted(maps.Keys(out))
 }
 
-// total reads what a table, or a part of it, adds up to.
-func (s *side) total(ctx context.Context, sql string) (class, error) {
-	var n int64
-	var sum1, sum2 *string
-	err := s.conn.QueryRow(ctx, sql).Scan(&n, &sum1, &sum2)
-	if err != nil {
-		return class{}, fmt.Errorf("%s: %w", s, err)
-	}
-	out, err := newClass(n, sum1, sum2)
-	if err != nil {
-		return class{}, fmt.Errorf("%s: %w", s, err)
-	}
-	return out, nil
-}
-
 // scan reads a table's classes.
 func (s *side) scan(ctx context.Context, sql string) (digest, error) {
 	rows, err := s.conn.Query(ctx, sql)
@@ -207,10 +192,8 @@ func (s *side) misplaced(ctx context.Context, st statements, p tenant.Placement)
 	if ownsAll(p, s.name) {
 		return 0, nil
 	}
-	here, elsewhere := pins(p, s.name)
 	var n int64
-	// By realm first: far cheaper than hashing every row's realm.
-	if err := s.conn.QueryRow(ctx, misplaced("coalesce(sum(n), 0)::bigint", st.byRealm, p, s.name), here, elsewhere).Scan(&n); err != nil {
+	if err := s.conn.QueryRow(ctx, misplacedCount(st.byRealm, p, s.name)).Scan(&n); err != nil {
 		return 0, fmt.Errorf("%s: find misplaced rows: %w", s, err)
 	}
 	return n, nil

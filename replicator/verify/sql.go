@@ -54,7 +54,7 @@ func newStatementsWithin(t *catalog.Table, transcode bool, unit, part string) st
 		realm = "t." + tenant.QuoteIdent(t.RealmKey) + "::text"
 	}
 
-	s.totals = fmt.Sprintf(`SELECT count(*), sum(%s)::text, sum(%s)::text FROM (SELECT %s FROM %s LIMIT ALL) x`, row.over(1), row.over(2), row.columns(), within)
+	s.totals = totalsOf(t, row, within)
 	s.rowRealm = fmt.Sprintf(`SELECT %s AS k, %s AS r, %s AS h, %s AS kv FROM %s`, key, realm, row.inline(1), values, from)
 	if s.keyed {
 		s.classes = fmt.Sprintf(`SELECT kh & %d, count(*), sum(%s)::text, sum(%s)::text
@@ -72,10 +72,34 @@ func newStatementsWithin(t *catalog.Table, transcode bool, unit, part string) st
 			WHERE h1 & %d = ANY ($1::bigint[]) GROUP BY h1, h2 ORDER BY 1`, hashes, key, realm, row.columns(), from, classes-1)
 	}
 	if t.Sharded() {
-		col := "t." + tenant.QuoteIdent(t.RealmKey)
-		s.byRealm = fmt.Sprintf(`SELECT %s::text AS r, count(*) AS n FROM %s GROUP BY %s`, col, within, col)
+		s.byRealm = byRealmOf(t, within)
 	}
 	return s
+}
+
+// totalsOf sums up what a table, or a part of it, has: rows, sum 1, sum 2.
+func totalsOf(t *catalog.Table, row rowHash, within string) string {
+	return fmt.Sprintf(`SELECT count(*), sum(%s)::text, sum(%s)::text FROM (SELECT %s FROM %s LIMIT ALL) x`, row.over(1), row.over(2), row.columns(), within)
+}
+
+// byRealmOf lists the realms of a table, or of a part of it: r, n.
+func byRealmOf(t *catalog.Table, within string) string {
+	col := "t." + tenant.QuoteIdent(t.RealmKey)
+	return fmt.Sprintf(`SELECT %s::text AS r, count(*) AS n FROM %s GROUP BY %s`, col, within, col)
+}
+
+// misplacedCount counts the rows whose realm the shard does not own. By realm first: far cheaper than hashing every row's.
+func misplacedCount(byRealm string, p tenant.Placement, shard string) string {
+	here, elsewhere := pins(p, shard)
+	return misplacedAmong("coalesce(sum(n), 0)::bigint", byRealm, p, shard, textArray(here), textArray(elsewhere))
+}
+
+func textArray(values []string) string {
+	quoted := make([]string, len(values))
+	for i := range values {
+		quoted[i] = tenant.QuoteLiteral(values[i])
+	}
+	return "ARRAY[" + strings.Join(quoted, ",") + "]"
 }
 
 // whereText joins conditions; empty ones do not count.
@@ -178,6 +202,10 @@ func valuesOf(columns []catalog.Column) string {
 // misplaced selects from a subquery that gives realms as r the rows whose realm the shard does not own. $1 are the realms
 // pinned to it, $2 those pinned elsewhere.
 func misplaced(what, from string, p tenant.Placement, shard string) string {
+	return misplacedAmong(what, from, p, shard, "$1", "$2")
+}
+
+func misplacedAmong(what, from string, p tenant.Placement, shard, here, elsewhere string) string {
 	var ranges []string
 	for _, r := range p.Ranges {
 		if r.Shard == shard {
@@ -189,8 +217,8 @@ func misplaced(what, from string, p tenant.Placement, shard string) string {
 	}
 	return fmt.Sprintf(`SELECT %s FROM (SELECT *, (get_byte(digest, 0) * 256 + get_byte(digest, 1)) & %d AS b FROM
 			(SELECT *, sha256(convert_to(r, 'UTF8')) AS digest FROM (%s) w LIMIT ALL) x LIMIT ALL) y
-		WHERE CASE WHEN r COLLATE "C" = ANY ($1::text[]) THEN true WHEN r COLLATE "C" = ANY ($2::text[]) THEN false ELSE %s END IS NOT TRUE`,
-		what, tenant.Buckets-1, from, strings.Join(ranges, " OR "))
+		WHERE CASE WHEN r COLLATE "C" = ANY (%s::text[]) THEN true WHEN r COLLATE "C" = ANY (%s::text[]) THEN false ELSE %s END IS NOT TRUE`,
+		what, tenant.Buckets-1, from, here, elsewhere, strings.Join(ranges, " OR "))
 }
 
 // pins parts the pinned realms into the shard's own and the others'.

@@ -115,11 +115,12 @@ func TestSweepReadsRanges(t *testing.T) {
 	run(t, pair.source, `ALTER TABLE uid DROP CONSTRAINT uid_pkey; ALTER TABLE uid ALTER id DROP NOT NULL; INSERT INTO uid VALUES (NULL, 'r', ''); INSERT INTO uid (id) VALUES ('80000000-0000-0000-0000-000000000000'); CREATE INDEX ON uid (id); ANALYZE uid`)
 	var sums []int64
 	for _, u := range units {
-		c, err := (&side{conn: pair.source}).total(t.Context(), newStatementsWithin(tab, false, u.where, "").totals)
-		if err != nil {
+		var rows int64
+		var ignored *string
+		if err := pair.source.QueryRow(t.Context(), newStatementsWithin(tab, false, u.where, "").totals).Scan(&rows, &ignored, &ignored); err != nil {
 			t.Fatal(err)
 		}
-		sums = append(sums, c.rows)
+		sums = append(sums, rows)
 	}
 	for _, group := range [][]unit{units, units[1:3], units[2:]} {
 		found, err := (&side{conn: pair.source}).scan(t.Context(), sweepOf(tab, false, group, ""))
