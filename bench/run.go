@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -125,11 +126,20 @@ func (r *Run) used() (CPU, error) {
 	return cpu, nil
 }
 
+// dsnPattern finds connection strings, as far as they reach without quotes around them.
+var dsnPattern = regexp.MustCompile(`postgres(ql)?://[^\s'"]+`)
+
+// blot puts names in the place of connection strings; of those that have none, a word.
+func (r *Run) blot(text string) string {
+	for secret, name := range r.names {
+		text = strings.ReplaceAll(text, secret, name)
+	}
+	return dsnPattern.ReplaceAllString(text, "$$DATABASE")
+}
+
 // Note adds a line to the commands of the report.
 func (r *Run) Note(line string) {
-	for secret, name := range r.names {
-		line = strings.ReplaceAll(line, secret, name)
-	}
+	line = r.blot(line)
 	r.mu.Lock()
 	r.commands = append(r.commands, line)
 	r.mu.Unlock()
@@ -209,9 +219,7 @@ func (r *Run) finish(cmd *exec.Cmd) (stdout string, err error) {
 	}
 	if err != nil {
 		text := strings.TrimSpace(out.String() + said.String())
-		for secret, name := range r.names {
-			text = strings.ReplaceAll(text, secret, name)
-		}
+		text = r.blot(text)
 		return "", fmt.Errorf("%s: %w: %s", cmd.Args[0], err, text[max(0, len(text)-600):])
 	}
 	return out.String(), nil
