@@ -99,7 +99,8 @@ func copyLeaf(ctx context.Context, spec Spec) (Result, error) {
 
 	cfg := Config{
 		Table: spec.Leaf.Name.String(), Columns: len(columns), Key: key, Targets: len(spec.Targets), Route: spec.Route, Counters: counters,
-		Flush: func(target int, b []byte) ([]byte, error) { return c.pipes[target].put(c.ctx, b) },
+		Headroom: messageHeader,
+		Flush:    func(target int, b []byte) ([]byte, error) { return c.pipes[target].put(c.ctx, b) },
 	}
 	if key >= 0 {
 		cfg.KeyType = columns[key].BaseOID
@@ -161,13 +162,13 @@ func (c *copying) run(ctx context.Context, fromSource, toTarget string) error {
 	})
 	for i, conn := range c.spec.Targets {
 		group.Go(func() error {
-			tag, err := conn.CopyFrom(targetCtx, c.pipes[i], toTarget)
+			n, err := copyIn(targetCtx, conn, toTarget, c.pipes[i])
 			if err != nil {
 				err = fmt.Errorf("target %d: %w", i, err)
 				c.failWith(err)
 				return err
 			}
-			c.copied[i] = tag.RowsAffected()
+			c.copied[i] = n
 			return nil
 		})
 	}
@@ -192,13 +193,13 @@ func (c *copying) read(sql string) error {
 	if c.spec.Pace != nil {
 		out = &paced{c: c}
 	}
-	tag, err := c.spec.Source.CopyTo(c.ctx, out, sql)
+	sent, err := copyOut(c.ctx, c.spec.Source, sql, out)
 	if err != nil {
 		return fmt.Errorf("source: %w", err)
 	}
 	// The count is compared before the last buffers leave: without them no target can complete.
-	if tag.RowsAffected() != c.split.Rows() {
-		return fmt.Errorf("%w: the source sent %d, of which %d were seen", ErrCount, tag.RowsAffected(), c.split.Rows())
+	if sent != c.split.Rows() {
+		return fmt.Errorf("%w: the source sent %d, of which %d were seen", ErrCount, sent, c.split.Rows())
 	}
 	if err := c.split.Close(); err != nil {
 		return err

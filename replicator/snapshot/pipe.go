@@ -2,6 +2,7 @@ package snapshot
 
 import (
 	"context"
+	"errors"
 	"io"
 	"sync"
 )
@@ -9,6 +10,9 @@ import (
 // pipeDepth is how many full buffers may wait for one shard: enough to cover a flush of its WAL, small enough that many
 // shards and jobs stay within the server's memory (with the ones in use: 4 × 256 KB per shard and job).
 const pipeDepth = 2
+
+// errAnswered says that the shard's server ended its COPY before all was sent.
+var errAnswered = errors.New("the server answered")
 
 // pipe carries buffers from the splitter to one shard's COPY. There is one writer and one reader.
 type pipe struct {
@@ -19,8 +23,7 @@ type pipe struct {
 	failed   chan struct{}
 	err      error // set before failed is closed
 
-	cur  []byte // what is being read
-	rest []byte // what is left of it
+	cur []byte // what is being sent
 }
 
 func newPipe() *pipe {
@@ -61,29 +64,28 @@ func (p *pipe) fail(err error) {
 	})
 }
 
-// Read implements io.Reader for the shard's COPY.
-func (p *pipe) Read(b []byte) (int, error) {
-	for len(p.rest) == 0 {
-		if p.cur != nil {
-			p.free <- p.cur // never blocks: there are as many places as buffers
-			p.cur = nil
-		}
-		select {
-		case <-p.failed:
-			return 0, p.err
-		default:
-		}
-		select {
-		case full, ok := <-p.full:
-			if !ok {
-				return 0, io.EOF
-			}
-			p.cur, p.rest = full, full
-		case <-p.failed:
-			return 0, p.err
-		}
+// next gives the next full buffer, which is the reader's until it asks for another one. io.EOF: that was all; errAnswered:
+// answered was closed; else what the pipe failed with.
+func (p *pipe) next(answered <-chan struct{}) ([]byte, error) {
+	if p.cur != nil {
+		p.free <- p.cur // never blocks: there are as many places as buffers
+		p.cur = nil
 	}
-	n := copy(b, p.rest)
-	p.rest = p.rest[n:]
-	return n, nil
+	select {
+	case <-p.failed:
+		return nil, p.err
+	default:
+	}
+	select {
+	case full, ok := <-p.full:
+		if !ok {
+			return nil, io.EOF
+		}
+		p.cur = full
+		return full, nil
+	case <-p.failed:
+		return nil, p.err
+	case <-answered:
+		return nil, errAnswered
+	}
 }

@@ -43,6 +43,8 @@ type Config struct {
 	// Route gives the target of a realm's UTF-8 text, which is valid during the call only; always the same one for the same
 	// realm. Not needed for one target.
 	Route func(realm []byte) int
+	// Headroom is how many bytes are left free at the beginning of each buffer, for whoever sends it.
+	Headroom int
 	// Flush takes a full buffer for a target and gives an empty one (nil: allocate).
 	Flush    func(target int, full []byte) (empty []byte, err error)
 	Counters *Counters // may be nil
@@ -74,6 +76,8 @@ const everyTarget = -1
 type dealer struct {
 	cfg       Config
 	bufs      [][]byte
+	full      int    // size of a full buffer, headroom included
+	head      []byte // what fills the headroom
 	perTarget []int64
 	rows      int64
 	bytes     int64
@@ -92,7 +96,10 @@ func newDealer(cfg Config) (dealer, error) {
 	if cfg.Key >= 0 && cfg.Targets > 1 && (cfg.Route == nil || !supportedKey(cfg.KeyType)) {
 		return dealer{}, fmt.Errorf("split COPY stream of %s: type %d cannot be a realm key", cfg.Table, cfg.KeyType)
 	}
-	return dealer{cfg: cfg, bufs: make([][]byte, cfg.Targets), perTarget: make([]int64, cfg.Targets), lastGoes: -1}, nil
+	return dealer{
+		cfg: cfg, bufs: make([][]byte, cfg.Targets), full: cfg.Headroom + BufferSize, head: make([]byte, cfg.Headroom),
+		perTarget: make([]int64, cfg.Targets), lastGoes: -1,
+	}, nil
 }
 
 // Rows is the number of rows so far.
@@ -138,16 +145,24 @@ func (d *dealer) send(target int, p []byte) error {
 		return nil
 	}
 	b := d.bufs[target]
-	for len(b)+len(p) >= BufferSize {
-		n := BufferSize - len(b)
+	if len(b)+len(p) < d.full && len(b) > 0 {
+		d.bufs[target] = append(b, p...)
+		return nil
+	}
+	if len(b) == 0 {
+		b = append(b, d.head...)
+	}
+	for len(b)+len(p) >= d.full {
+		n := d.full - len(b)
 		next, err := d.cfg.Flush(target, append(b, p[:n]...))
 		if err != nil {
 			return err
 		}
 		p, b = p[n:], next[:0]
-		if cap(b) < BufferSize {
-			b = make([]byte, 0, BufferSize)
+		if cap(b) < d.full {
+			b = make([]byte, 0, d.full)
 		}
+		b = append(b, d.head...)
 	}
 	d.bufs[target] = append(b, p...)
 	return nil
@@ -176,7 +191,7 @@ func (d *dealer) publish() {
 // flushAll hands on what is still buffered.
 func (d *dealer) flushAll() error {
 	for t, b := range d.bufs {
-		if len(b) == 0 {
+		if len(b) <= len(d.head) {
 			continue
 		}
 		if _, err := d.cfg.Flush(t, b); err != nil {
