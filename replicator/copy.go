@@ -24,8 +24,8 @@ const rewrittenPause = 200 * time.Millisecond
 
 // copyTables copies what is not copied yet, under one snapshot, the largest units first. It reports whether relations are
 // left that were rewritten since the snapshot, which does not see their rows: what else is being copied, perhaps for hours,
-// is not given up for them.
-func (e *Engine) copyTables(ctx context.Context, snap *view, notes copyNotes) (rewritten bool, err error) {
+// is not given up for them. build, if there is one, is told of what every shard has.
+func (e *Engine) copyTables(ctx context.Context, snap *view, notes copyNotes, build *early) (rewritten bool, err error) {
 	if err := e.settleAgain(ctx, notes); err != nil {
 		return false, err
 	}
@@ -51,7 +51,7 @@ func (e *Engine) copyTables(ctx context.Context, snap *view, notes copyNotes) (r
 		workers.Add(1)
 		g.Go(func() error {
 			defer workers.Done()
-			w := copyWorker{e: e, snap: snap, book: book}
+			w := copyWorker{e: e, snap: snap, book: book, build: build}
 			defer w.close()
 			for {
 				if !e.throttle.allows(i) { // the operator may allow more or fewer workers meanwhile
@@ -132,7 +132,7 @@ func (e *Engine) copyLeft(ctx context.Context, snap *view) (rewritten bool, err 
 	if err != nil {
 		return false, err
 	}
-	return e.copyTables(ctx, snap, notes)
+	return e.copyTables(ctx, snap, notes, nil)
 }
 
 // planCopy lists the units of all tables that are not copied yet.
@@ -160,6 +160,7 @@ type copyWorker struct {
 	e      *Engine
 	snap   *view
 	book   *ledger
+	build  *early // nil: indexes are created behind the copy only
 	source *pgx.Conn
 	shards []*pgx.Conn
 }
@@ -234,7 +235,11 @@ func (w *copyWorker) copy(ctx context.Context, j unit) (err error) {
 	if err := w.book.finish(ctx, j, w.shards[0]); err != nil {
 		return err
 	}
-	return w.e.cfg.Journal.CopiedTable(ctx, j.relation(), j.number(), w.snap.lsn, res.Rows, res.Bytes)
+	if err := w.e.cfg.Journal.CopiedTable(ctx, j.relation(), j.number(), w.snap.lsn, res.Rows, res.Bytes); err != nil {
+		return err
+	}
+	w.build.add(j)
+	return nil
 }
 
 func copyError(err error) error {

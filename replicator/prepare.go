@@ -151,7 +151,7 @@ func (e *Engine) prepare(ctx context.Context) error {
 	if _, err := e.observe(ctx, tenant.Observation{Kind: tenant.SawPrepared}); err != nil {
 		return err
 	}
-	return e.copyUnder(ctx, snap, archive)
+	return e.copyUnder(ctx, snap, archive, true)
 }
 
 // copyAll goes on with a copy whose process or source went away: finished tables stay, the others are copied under a new
@@ -184,7 +184,7 @@ func (e *Engine) copyAll(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = archive.Close() }()
-	return e.copyUnder(ctx, snap, archive)
+	return e.copyUnder(ctx, snap, archive, false)
 }
 
 // kept is the slot's schema, which the shards' tables have: never that of a later snapshot.
@@ -205,8 +205,8 @@ func (e *Engine) kept(ctx context.Context) (*schema.Archive, error) {
 	return a, nil
 }
 
-// copyUnder copies under a snapshot, lets it go, and builds what belongs behind the copy.
-func (e *Engine) copyUnder(ctx context.Context, snap *view, archive *schema.Archive) error {
+// copyUnder copies under a snapshot, lets it go, and builds what belongs behind the copy. first: the snapshot is the slot's.
+func (e *Engine) copyUnder(ctx context.Context, snap *view, archive *schema.Archive, first bool) error {
 	notes, err := e.takeNotes(ctx)
 	if err != nil {
 		return err
@@ -215,17 +215,24 @@ func (e *Engine) copyUnder(ctx context.Context, snap *view, archive *schema.Arch
 	if err := e.throttle.begin(ctx); err != nil {
 		return err
 	}
-	rewritten, err := e.copyTables(ctx, snap, notes)
+	var build *early
+	if first {
+		build = e.buildEarly(ctx, archive)
+		defer build.stop()
+	}
+	rewritten, err := e.copyTables(ctx, snap, notes, build)
 	if err != nil {
 		return err
 	}
-	snap.close() // before the indexes: an open snapshot holds back vacuum at the source
+	snap.close() // before the last indexes: an open snapshot holds back vacuum at the source
 	if rewritten {
 		e.announce(ctx, "copying what was rewritten meanwhile")
 		if err := e.copyRewritten(ctx); err != nil {
 			return err
 		}
 	}
+	e.announce(ctx, "building indexes and constraints")
+	analysed := build.finish()
 	if notes, err = e.takeNotes(ctx); err != nil {
 		return err
 	}
@@ -234,13 +241,11 @@ func (e *Engine) copyUnder(ctx context.Context, snap *view, archive *schema.Arch
 	if err != nil {
 		return err
 	}
-	e.announce(ctx, "building indexes and constraints")
 	err = e.parallel(ctx, func(ctx context.Context, sh Shard) error {
 		if err := e.freeze(ctx, sh, chunked); err != nil {
 			return err
 		}
-		const jobs = 2 // per shard; shards are servers of their own
-		err := archive.RestorePost(ctx, sh.DSN, e.cfg.Replication, jobs, hold, func(n, total int, item string) {
+		err := archive.RestorePost(ctx, sh.DSN, e.cfg.Replication, indexJobs, hold, func(n, total int, item string) {
 			e.stats.setStep(fmt.Sprintf("building indexes and constraints on %s: %d of %d (%s)", sh.Name, n, total, item))
 		})
 		if err != nil {
@@ -255,10 +260,7 @@ func (e *Engine) copyUnder(ctx context.Context, snap *view, archive *schema.Arch
 			return err
 		}
 		e.stats.setStep("analysing " + sh.Name)
-		if _, err := c.Exec(ctx, "ANALYZE"); err != nil {
-			return fmt.Errorf("analyse: %w", err)
-		}
-		return nil
+		return e.analyse(ctx, c, analysed[sh.Name])
 	})
 	if err != nil {
 		return err

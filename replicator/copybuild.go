@@ -1,0 +1,183 @@
+package replicator
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/rehomedb/rehome/replicator/catalog"
+	"github.com/rehomedb/rehome/replicator/schema"
+	"github.com/rehomedb/rehome/tenant"
+)
+
+// indexJobs is how many sessions at each shard create indexes; shards are servers of their own. While rows are still
+// coming one of them works.
+const indexJobs = 2
+
+// early creates indexes of tables that every shard has while others are still being copied, so that the shards have
+// something to do when the last large table has but one session at work. It takes tables that came as a whole under the
+// slot's snapshot only, whose keys cannot fail for their rows.
+//
+// What it does not do, for whatever reason, RestorePost does behind it, and RestorePost is who tells of errors.
+type early struct {
+	e       *Engine
+	archive *schema.Archive
+	cancel  context.CancelFunc
+	workers sync.WaitGroup
+
+	mu       sync.Mutex
+	ready    [][]*catalog.Table // of each shard
+	analysed []map[tenant.TableName]bool
+	ended    bool
+	changed  chan struct{} // closed when anything changes, and made anew
+}
+
+// buildEarly starts to create indexes; the caller stops it.
+func (e *Engine) buildEarly(ctx context.Context, archive *schema.Archive) *early {
+	b := &early{e: e, archive: archive, changed: make(chan struct{}), ready: make([][]*catalog.Table, len(e.cfg.Shards))}
+	ctx, b.cancel = context.WithCancel(ctx)
+	for i := range e.cfg.Shards {
+		b.analysed = append(b.analysed, map[tenant.TableName]bool{})
+		for n := range indexJobs {
+			b.workers.Go(func() { b.work(ctx, i, n > 0) })
+		}
+	}
+	return b
+}
+
+// stop gives up what is under way.
+func (b *early) stop() {
+	b.cancel()
+	b.workers.Wait()
+}
+
+// add says that a unit is there at every shard. A nil early takes nothing.
+func (b *early) add(u unit) {
+	t := u.table
+	if b == nil || u.chunk != nil || t.Partitioned || len(t.Leaves) != 1 || t.Leaves[0].Name != t.Name {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for i := range b.ready {
+		b.ready[i] = append(b.ready[i], t)
+	}
+	b.signal()
+}
+
+// finish says that no more tables come, so that all sessions work on what is left, and waits for them. It tells for each
+// shard which tables are analysed.
+func (b *early) finish() map[string]map[tenant.TableName]bool {
+	if b == nil {
+		return nil
+	}
+	b.mu.Lock()
+	b.ended = true
+	b.signal()
+	b.mu.Unlock()
+	b.workers.Wait()
+	out := map[string]map[tenant.TableName]bool{}
+	for i, sh := range b.e.cfg.Shards {
+		out[sh.Name] = b.analysed[i]
+	}
+	return out
+}
+
+func (b *early) signal() {
+	close(b.changed)
+	b.changed = make(chan struct{})
+}
+
+// next waits for a table and takes the largest. ok is false when there will be none.
+func (b *early) next(ctx context.Context, shard int, last bool) (t *catalog.Table, ok bool) {
+	for {
+		b.mu.Lock()
+		if ready := b.ready[shard]; len(ready) > 0 && (b.ended || !last) {
+			at := 0
+			for i := range ready {
+				if ready[i].Bytes > ready[at].Bytes {
+					at = i
+				}
+			}
+			t = ready[at]
+			b.ready[shard] = slices.Delete(ready, at, at+1)
+			b.mu.Unlock()
+			return t, true
+		}
+		ended, changed := b.ended, b.changed
+		b.mu.Unlock()
+		if ended {
+			return nil, false
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, false
+		}
+	}
+}
+
+func (b *early) work(ctx context.Context, shard int, last bool) {
+	sh := b.e.cfg.Shards[shard]
+	var builder *schema.Builder
+	defer func() {
+		if builder != nil {
+			builder.Close()
+		}
+	}()
+	for {
+		t, ok := b.next(ctx, shard, last)
+		if !ok {
+			return
+		}
+		var err error
+		if builder == nil {
+			builder, err = b.archive.Builder(ctx, sh.DSN, b.e.cfg.Replication)
+		}
+		if err == nil {
+			err = builder.Table(ctx, t.Name)
+		}
+		if err != nil {
+			if ctx.Err() == nil {
+				b.e.log.Info("indexes are not created during the copy", "shard", sh.Name, "relation", t.Name.String(), "error", err)
+			}
+			return
+		}
+		b.mu.Lock()
+		b.analysed[shard][t.Name] = true
+		b.mu.Unlock()
+	}
+}
+
+// analyse gives the planner figures of all that was copied or filled, except of what has them.
+func (e *Engine) analyse(ctx context.Context, c *pgx.Conn, done map[tenant.TableName]bool) error {
+	rows, err := c.Query(ctx, `SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+		WHERE c.relkind IN ('r','p','m') AND NOT c.relispartition AND c.relpersistence <> 't' AND n.nspname NOT LIKE 'pg\_%' AND n.nspname <> 'information_schema'
+		ORDER BY 1, 2`)
+	if err != nil {
+		return fmt.Errorf("analyse: %w", err)
+	}
+	var names []string
+	var name tenant.TableName
+	_, err = pgx.ForEachRow(rows, []any{&name.Schema, &name.Name}, func() error {
+		if !done[name] {
+			names = append(names, name.Quoted())
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("analyse: %w", err)
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	// Each table is a transaction of its own (manual, ANALYZE); partitions come with their roots.
+	if _, err := c.Exec(ctx, "ANALYZE "+strings.Join(names, ", ")); err != nil {
+		return fmt.Errorf("analyse: %w", err)
+	}
+	return nil
+}
