@@ -52,7 +52,7 @@ func BenchmarkCopyCost(b *testing.B) {
 		opts.RealmsNeverChange = append(opts.RealmsNeverChange, name)
 	}
 	if file := os.Getenv("REHOME_BENCH_PROFILE"); file != "" {
-		f, err := os.Create(file) //nolint:gosec // named by who runs the benchmark
+		f, err := os.Create(file)
 		if err != nil {
 			b.Fatal(err)
 		}

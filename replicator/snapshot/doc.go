@@ -9,6 +9,9 @@
 //
 //	source ──CopyData──▶ Binary or Text (Write) ──256 KB buffers──▶ pipe per shard ──▶ COPY … FROM STDIN
 //
+// While a COPY runs, its messages are read and written on the session's connection itself (wireout.go, wirein.go), in
+// reads of up to 256 KB, and a buffer goes out as one message. pgconn finds the session as it left it, or closed.
+//
 // # Invariants
 //
 //   - A stream that is cut, even at a row boundary, is an error: in binary the trailer must be seen, in text the source's

@@ -9,8 +9,8 @@ import (
 	"sync/atomic"
 )
 
-// BufferSize is how many bytes are gathered for a shard before they are handed on. pgx writes and reads one row at a
-// time otherwise, which costs ten times the CPU.
+// BufferSize is how many bytes are gathered for a shard before they are handed on: a message for each row costs ten times
+// the CPU, here and at the shard.
 const BufferSize = 256 << 10
 
 // publishEvery is how many bytes pass between two updates of the live counters, so that they cost nothing per row.
