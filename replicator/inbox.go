@@ -31,7 +31,8 @@ type inbox struct {
 	given   tenant.LSN // end of the last transaction that has something for the lane
 	ready   chan struct{}
 	space   chan struct{}
-	partial bool // a piece of the open transaction was taken
+	partial bool     // a piece of the open transaction was taken
+	free    []*group // groups that are done with, whose memory serves again
 
 	groupRows, inboxRows int // the constants, but for tests
 }
@@ -57,7 +58,39 @@ func signal(c chan struct{}) {
 func (b *inbox) begin(commit tenant.LSN, at time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.open = &group{open: true, commit: commit, first: at}
+	b.open = b.fresh(group{open: true, commit: commit, first: at})
+}
+
+// freeGroups bounds the groups that are kept: the one that is open, the ones that the lane applies and is about to apply.
+const freeGroups = 3
+
+// fresh makes a group, of the memory of one that is done with if there is one.
+func (b *inbox) fresh(g group) *group {
+	var out *group
+	if n := len(b.free); n > 0 {
+		out, b.free = b.free[n-1], b.free[:n-1]
+		g.changes, g.parts = out.changes, out.parts
+	} else {
+		out = new(group)
+	}
+	*out = g
+	return out
+}
+
+// done takes back a group that nobody refers to any more, nor to any of its changes.
+func (b *inbox) done(g *group) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.keep(g)
+}
+
+func (b *inbox) keep(g *group) {
+	if len(b.free) >= freeGroups || cap(g.changes) > 2*b.groupRows {
+		return
+	}
+	clear(g.changes) // their values' memory
+	g.changes, g.parts = g.changes[:0], g.parts[:0]
+	b.free = append(b.free, g)
 }
 
 // add appends a change to the open transaction, copying its values. It blocks while the lane is too far behind.
@@ -108,6 +141,7 @@ func (b *inbox) commit(end tenant.LSN, marker string) {
 		return
 	}
 	if len(g.changes) == 0 && marker == "" && !b.partial {
+		b.keep(g)
 		return
 	}
 	b.given = end
@@ -115,8 +149,8 @@ func (b *inbox) commit(end tenant.LSN, marker string) {
 	b.partial = false
 	if last := b.last(); last != nil && last.marker == "" && marker == "" && last.barrier == nil && last.side == nil && !last.ddl && !g.ddl &&
 		len(last.changes)+len(g.changes) <= b.groupRows && last.bytes+g.bytes <= groupBytes {
-		if last.parts == nil {
-			last.parts = []part{{len(last.changes), last.end}}
+		if len(last.parts) == 0 {
+			last.parts = append(last.parts, part{len(last.changes), last.end})
 		}
 		last.changes = append(last.changes, g.changes...)
 		last.parts = append(last.parts, part{len(last.changes), end})
@@ -124,6 +158,7 @@ func (b *inbox) commit(end tenant.LSN, marker string) {
 		last.txns++
 		last.end = end
 		last.ordered = last.ordered || g.ordered
+		b.keep(g)
 	} else {
 		b.queue = append(b.queue, g)
 	}

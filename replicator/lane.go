@@ -39,6 +39,8 @@ type lane struct {
 	conn     *pgx.Conn
 	pos      position
 	prepared map[string]string
+	plan     runPlanner // of the group that is being applied
+	room     reserve
 	named    int // statements that were ever prepared: a name is not used twice
 	groups   int
 	start    tenant.LSN // the shard had everything before it when the stream began
@@ -94,6 +96,9 @@ func laneSettings(pass string) map[string]string {
 		"rehome.pass":              pass,
 		"lock_timeout":             "30s", // a forgotten session at the shard must show as an error, not as silence
 		"jit":                      "off",
+		// Plans are made without looking at the values, so for few rows: by the key's index, however many rows the arrays
+		// have; else a scan of the whole table may look cheaper than some thousand keys. See replan.
+		"plan_cache_mode": "force_generic_plan",
 	}
 }
 
@@ -195,8 +200,13 @@ func (l *lane) loop(ctx context.Context) error {
 			err = l.turn(ctx, g.side, g.first)
 			recorded = time.Now()
 		default:
+			again := !g.open && !g.ordered && !g.ddl // no other lane has hold of a change, and it is one piece
 			err = l.apply(ctx, g)
 			recorded = time.Now()
+			if err == nil && again {
+				l.in.done(g)
+				continue
+			}
 			if d, ok := errors.AsType[*divergence](err); ok {
 				for i := range g.changes { // others of them may not fit either
 					d.add(&g.changes[i])
@@ -317,6 +327,9 @@ func (l *lane) applyOnce(ctx context.Context, g *group, sets bool) (err error) {
 	if l.groups%pruneEvery == 0 {
 		run.query(`DELETE FROM rehome.progress WHERE replication = $1 AND seq < $2`, l.replication, strconv.FormatInt(pos.seq-keepRows, 10))
 	}
+	if l.replan() {
+		run.exec("DISCARD PLANS")
+	}
 	run.pruneCarries(l.groups%pruneEvery == 0)
 	// All counts are read before the COMMIT is sent: a change that hit no row must not be committed.
 	if err := run.results(); err != nil {
@@ -341,6 +354,12 @@ func (l *lane) applyOnce(ctx context.Context, g *group, sets bool) (err error) {
 		l.onMarker(l.shard.Name, marker, l.position())
 	}
 	return nil
+}
+
+// replan reports whether plans are to be made anew: a table that was small when its statements were planned may be large by
+// now. The server does so by itself only when a table was analysed.
+func (l *lane) replan() bool {
+	return l.groups%pruneEvery == 0 || (l.groups < pruneEvery && l.groups&(l.groups-1) == 0)
 }
 
 // more waits for the next piece of a transaction that is open.

@@ -18,6 +18,10 @@ const flushEvery = 500
 // flushBytes does the same for wide rows, which would otherwise pile up in the send buffer: 500 rows of 1 MB are 500 MB.
 const flushBytes = 1 << 20
 
+// flushRun is how many rows a statement over arrays must have for the server to be given it at once: below it takes less time
+// than a write to the socket and the wake-up.
+const flushRun = 200
+
 // pipelineRun sends the statements of one target transaction without waiting for each, and reads their results in order.
 type pipelineRun struct {
 	l    *lane
@@ -103,9 +107,54 @@ func (r *pipelineRun) change(ctx context.Context, c *change) error {
 	return r.send(st, expected{change: c, counts: st.counts})
 }
 
+// reserve is a send buffer that is used again: the driver begins each with a kilobyte and drops it when it is sent, so that
+// a statement of a megabyte would be copied ten times, and two megabytes thrown away.
+type reserve struct{ buf []byte }
+
+// reserveFrom is what a statement's values must be for it: smaller ones fit the driver's own buffer soon.
+const reserveFrom = 8 << 10
+
+// ahead makes room for so many bytes. Only between a flush and the next is the buffer the driver's.
+func (s *reserve) ahead(c *pgconn.PgConn, bytes int) {
+	if bytes < reserveFrom || bytes > 2*groupBytes {
+		return
+	}
+	if cap(s.buf) < bytes {
+		s.buf = make([]byte, 0, bytes+bytes/8+reserveFrom)
+	}
+	c.Frontend().Send(s)
+}
+
+// Encode implements pgproto3.FrontendMessage with nothing to send: what is in the driver's buffer goes on in ours.
+func (s *reserve) Encode(dst []byte) ([]byte, error) {
+	if cap(dst) >= cap(s.buf) {
+		return dst, nil // it is ours already
+	}
+	return append(s.buf[:0], dst...), nil
+}
+
+// Decode and Frontend implement pgproto3.FrontendMessage.
+func (s *reserve) Decode([]byte) error { return errors.ErrUnsupported }
+
+// Frontend marks it as a message that a client sends.
+func (s *reserve) Frontend() {}
+
+// begin lets the server work on what was sent so far, while the rest is being made.
+func (r *pipelineRun) begin() error {
+	if err := r.p.Flush(); err != nil {
+		return asLost(r.l.conn.PgConn(), err)
+	}
+	return nil
+}
+
 // sets sends changes as statements over arrays where that is possible.
 func (r *pipelineRun) sets(ctx context.Context, cs []change) error {
-	for _, run := range planRuns(cs) {
+	if len(cs) >= flushRun {
+		if err := r.begin(); err != nil {
+			return err
+		}
+	}
+	for _, run := range r.l.plan.plan(cs) {
 		if run.op == 0 || run.op == opTruncate || run.op == opDDL || len(run.rows) < minSet {
 			for _, c := range run.rows {
 				if err := r.change(ctx, c); err != nil {
@@ -114,9 +163,14 @@ func (r *pipelineRun) sets(ctx context.Context, cs []change) error {
 			}
 			continue
 		}
-		st := run.setStatement()
+		st := r.l.plan.setStatement(run)
 		if err := r.send(st, expected{change: run.rows[0], counts: !run.rows[0].anywhere, set: len(run.rows)}); err != nil {
 			return err
+		}
+		if len(run.rows) >= flushRun {
+			if err := r.begin(); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -127,11 +181,14 @@ func (r *pipelineRun) send(st statement, want expected) error {
 	if !ok {
 		name = r.prepare(st.shape, st.sql())
 	}
+	size := 0
+	for _, a := range st.args {
+		size += len(a) + 4
+	}
+	r.l.room.ahead(r.l.conn.PgConn(), r.sent+size)
 	r.p.SendQueryPrepared(name, st.args, nil, nil)
 	r.want = append(r.want, want)
-	for _, a := range st.args {
-		r.sent += len(a)
-	}
+	r.sent += size
 	if len(r.want) >= flushEvery || r.sent >= flushBytes {
 		return r.results()
 	}

@@ -1,6 +1,7 @@
 package replicator
 
 import (
+	"bytes"
 	"errors"
 	"slices"
 	"strconv"
@@ -36,61 +37,109 @@ type changeRun struct {
 	keys map[string]int // of an update: where the row with that key is in rows
 }
 
+// runPlanner plans groups, one after the other, each in the memory of the one before it.
+type runPlanner struct {
+	runs     []*changeRun // of any group; those of this one come first
+	used     int
+	perTable map[uint32][]*changeRun
+	order    []uint32
+	out      []*changeRun
+	literals []byte // the arrays of a statement
+}
+
 // planRuns sorts a group's changes into runs, which are applied in their order. The tables' runs follow each other;
 // within a table the order of changes is kept. A TRUNCATE stands between all that came before and after it.
-func planRuns(cs []change) []*changeRun {
-	var out []*changeRun
-	perTable := map[uint32][]*changeRun{}
-	var order []uint32
-	flush := func() {
-		for _, oid := range order {
-			out = append(out, perTable[oid]...)
-		}
-		clear(perTable)
-		order = order[:0]
+func planRuns(cs []change) []*changeRun { return new(runPlanner).plan(cs) }
+
+// plan is planRuns. What it returns is good until the next plan.
+func (p *runPlanner) plan(cs []change) []*changeRun {
+	if p.perTable == nil {
+		p.perTable = map[uint32][]*changeRun{}
 	}
+	p.reset()
 	for i := range cs {
 		c := &cs[i]
 		if c.op == opTruncate || c.op == opDDL {
-			flush()
-			out = append(out, &changeRun{rel: c.rel, op: c.op, rows: []*change{c}})
+			p.flush()
+			p.out = append(p.out, p.run(c))
 			continue
 		}
 		oid := c.rel.table.OID
-		runs, known := perTable[oid]
+		runs, known := p.perTable[oid]
 		if !known {
-			order = append(order, oid)
+			p.order = append(p.order, oid)
 		}
 		if n := len(runs); n > 0 && runs[n-1].take(c) {
 			continue
 		}
-		r := &changeRun{rel: c.rel, op: c.op, rows: []*change{c}}
+		r := p.run(c)
 		if c.setwise() {
 			r.mask = c.mask()
 			if c.op == opUpdate {
-				r.keys = map[string]int{c.rel.key(c.row): 0}
+				if r.keys == nil {
+					r.keys = map[string]int{}
+				}
+				r.keys[c.rel.key(c.row)] = 0
 			}
 		} else {
 			r.op = 0 // stays alone
 		}
-		perTable[oid] = append(runs, r)
+		p.perTable[oid] = append(runs, r)
 	}
-	flush()
-	return out
+	p.flush()
+	return p.out
+}
+
+// keptRuns bounds the runs whose memory is kept: a group seldom has changes of more tables, but may have as many runs as
+// changes.
+const keptRuns = 64
+
+func (p *runPlanner) reset() {
+	for _, r := range p.runs[:p.used] {
+		clear(r.rows)
+		clear(r.keys)
+		r.rows = r.rows[:0]
+	}
+	if len(p.runs) > keptRuns {
+		p.runs = slices.Clone(p.runs[:keptRuns])
+	}
+	clear(p.out)
+	p.used, p.out = 0, p.out[:0]
+}
+
+// flush ends the tables' runs.
+func (p *runPlanner) flush() {
+	for _, oid := range p.order {
+		p.out = append(p.out, p.perTable[oid]...)
+	}
+	clear(p.perTable)
+	p.order = p.order[:0]
+}
+
+// run begins a run.
+func (p *runPlanner) run(c *change) *changeRun {
+	if p.used == len(p.runs) {
+		p.runs = append(p.runs, &changeRun{})
+	}
+	r := p.runs[p.used]
+	p.used++
+	r.rel, r.op, r.mask, r.rows = c.rel, c.op, "", append(r.rows[:0], c)
+	return r
 }
 
 // take appends a change to the run if it belongs there.
 func (r *changeRun) take(c *change) bool {
-	if r.op != c.op || r.rel != c.rel || r.rows[0].anywhere != c.anywhere || !c.setwise() || (c.op == opUpdate && r.mask != c.mask()) {
+	if r.op != c.op || r.rel != c.rel || r.rows[0].anywhere != c.anywhere || !c.setwise() || (c.op == opUpdate && !c.masked(r.mask)) {
 		return false
 	}
 	if c.op == opUpdate {
-		key := c.rel.key(c.row)
-		if at, ok := r.keys[key]; ok {
+		var room [64]byte
+		key := c.rel.appendKey(room[:0], c.row)
+		if at, ok := r.keys[string(key)]; ok {
 			r.rows[at] = c // the later update brings everything that the earlier one set
 			return true
 		}
-		r.keys[key] = len(r.rows)
+		r.keys[string(key)] = len(r.rows)
 	}
 	r.rows = append(r.rows, c)
 	return true
@@ -107,7 +156,7 @@ func (c *change) setwise() bool {
 	case opInsert:
 		return true
 	case opUpdate:
-		return c.old == nil && !r.full && len(r.keys) > 0 && r.hasKey(c.row) && strings.IndexByte(c.mask(), '1') >= 0
+		return c.old == nil && !r.full && len(r.keys) > 0 && r.hasKey(c.row) && c.setsAny()
 	case opDelete:
 		return !r.full && len(r.keys) > 0 && r.hasKey(c.old)
 	}
@@ -124,14 +173,15 @@ func (r *relation) hasKey(row pgoutput.Tuple) bool {
 }
 
 // key is the row's replica identity as bytes.
-func (r *relation) key(row pgoutput.Tuple) string {
-	var b strings.Builder
+func (r *relation) key(row pgoutput.Tuple) string { return string(r.appendKey(nil, row)) }
+
+func (r *relation) appendKey(b []byte, row pgoutput.Tuple) []byte {
 	for _, k := range r.keys {
-		b.WriteString(strconv.Itoa(len(row[k].Data)))
-		b.WriteByte(':')
-		b.Write(row[k].Data)
+		b = strconv.AppendInt(b, int64(len(row[k].Data)), 10)
+		b = append(b, ':')
+		b = append(b, row[k].Data...)
 	}
-	return b.String()
+	return b
 }
 
 // mask says which columns an update sets: '1' for each. See updateStatement for those it leaves alone.
@@ -140,13 +190,41 @@ func (c *change) mask() string {
 		return ""
 	}
 	mask := make([]byte, len(c.row))
-	for i, v := range c.row {
-		mask[i] = '1'
-		if v.Kind == pgoutput.Unchanged || c.rel.columns[i].IdentityKind == "a" || (c.old == nil && c.rel.isKey(i)) {
-			mask[i] = '0'
+	for i := range c.row {
+		mask[i] = '0'
+		if c.sets(i) {
+			mask[i] = '1'
 		}
 	}
 	return string(mask)
+}
+
+// sets reports whether an update sets a column.
+func (c *change) sets(i int) bool {
+	return c.row[i].Kind != pgoutput.Unchanged && c.rel.columns[i].IdentityKind != "a" && (c.old != nil || !c.rel.isKey(i))
+}
+
+// setsAny reports whether an update sets any column.
+func (c *change) setsAny() bool {
+	for i := range c.row {
+		if c.sets(i) {
+			return true
+		}
+	}
+	return false
+}
+
+// masked reports whether mask is the update's.
+func (c *change) masked(mask string) bool {
+	if len(mask) != len(c.row) {
+		return false
+	}
+	for i := range c.row {
+		if c.sets(i) != (mask[i] == '1') {
+			return false
+		}
+	}
+	return true
 }
 
 func (r *relation) isKey(column int) bool {
@@ -166,7 +244,10 @@ func arraysFit(columns []catalog.Column) bool {
 }
 
 // setStatement makes one statement of a run.
-func (r *changeRun) setStatement() statement {
+func (r *changeRun) setStatement() statement { return new(runPlanner).setStatement(r) }
+
+// setStatement makes one statement of a run. Its values are good until the next one.
+func (p *runPlanner) setStatement(r *changeRun) statement {
 	rel := r.rel
 	st := statement{counts: true}
 	switch r.op {
@@ -175,10 +256,10 @@ func (r *changeRun) setStatement() statement {
 		for i := range all {
 			all[i] = i
 		}
-		st.args = r.arrays(all, func(c *change) pgoutput.Tuple { return c.row })
+		st.args = p.arrays(r, all, func(c *change) pgoutput.Tuple { return c.row })
 		st.shape = rel.shape('i', "")
 		st.sql = func() string {
-			return "INSERT INTO " + rel.name.Quoted() + " (" + rel.columnList("", all) + ") OVERRIDING SYSTEM VALUE SELECT * FROM " + rel.unnest(all)
+			return "INSERT INTO " + rel.name.Quoted() + " (" + rel.columnList("", all) + ") OVERRIDING SYSTEM VALUE " + rel.unnest(all)
 		}
 	case opUpdate:
 		var set []int
@@ -189,7 +270,7 @@ func (r *changeRun) setStatement() statement {
 		}
 		numbered := rel.numbered() // another number: not hit, and so applied in order
 		cols := slices.Concat(rel.keys, set, numbered)
-		st.args = r.arrays(cols, func(c *change) pgoutput.Tuple { return c.row })
+		st.args = p.arrays(r, cols, func(c *change) pgoutput.Tuple { return c.row })
 		st.shape = rel.shape('u', r.mask)
 		st.sql = func() string {
 			var b strings.Builder
@@ -199,13 +280,13 @@ func (r *changeRun) setStatement() statement {
 				}
 				b.WriteString(tenant.QuoteIdent(rel.columns[i].Name) + " = v.c" + strconv.Itoa(len(rel.keys)+n))
 			}
-			return "UPDATE " + rel.target() + " AS t SET " + b.String() + " FROM " + rel.unnest(cols) + " WHERE " + rel.joinKeys() + rel.joinNumbers(numbered, len(cols))
+			return "UPDATE " + rel.target() + " AS t SET " + b.String() + " FROM (" + rel.unnest(cols) + ") AS v WHERE " + rel.joinKeys() + rel.joinNumbers(numbered, len(cols))
 		}
 	default:
-		st.args = r.arrays(rel.keys, func(c *change) pgoutput.Tuple { return c.old })
+		st.args = p.arrays(r, rel.keys, func(c *change) pgoutput.Tuple { return c.old })
 		st.shape = rel.shape('d', "")
 		st.sql = func() string {
-			return "DELETE FROM " + rel.target() + " AS t USING " + rel.unnest(rel.keys) + " WHERE " + rel.joinKeys()
+			return "DELETE FROM " + rel.target() + " AS t USING (" + rel.unnest(rel.keys) + ") AS v WHERE " + rel.joinKeys()
 		}
 	}
 	return st
@@ -219,15 +300,15 @@ func (r *relation) columnList(prefix string, cols []int) string {
 	return strings.Join(names, ", ")
 }
 
-// unnest makes rows of the arrays $1, $2, … The casts name the types without a modifier: one with a modifier would cut
-// values silently.
+// unnest makes rows of the arrays $1, $2, …, all of one length. The casts name the types without a modifier: one with a
+// modifier would cut values silently. Functions that return sets go on side by side in a SELECT list (manual, 38.5.8), where
+// they need no store of rows in between, as they would in FROM: that is a quarter of an insert's price.
 func (r *relation) unnest(cols []int) string {
-	args, names := make([]string, len(cols)), make([]string, len(cols))
+	args := make([]string, len(cols))
 	for n, i := range cols {
-		args[n] = "$" + strconv.Itoa(n+1) + "::" + r.columns[i].Type + "[]"
-		names[n] = "c" + strconv.Itoa(n)
+		args[n] = "unnest($" + strconv.Itoa(n+1) + "::" + r.columns[i].Type + "[]) AS c" + strconv.Itoa(n)
 	}
-	return "unnest(" + strings.Join(args, ", ") + ") AS v(" + strings.Join(names, ", ") + ")"
+	return "SELECT " + strings.Join(args, ", ")
 }
 
 func (r *relation) joinKeys() string {
@@ -240,14 +321,22 @@ func (r *relation) joinKeys() string {
 }
 
 // arrays writes one array literal for each column (manual, 8.15.2): every value quoted, as the source wrote it.
-func (r *changeRun) arrays(cols []int, row func(*change) pgoutput.Tuple) [][]byte {
+func (p *runPlanner) arrays(r *changeRun, cols []int, row func(*change) pgoutput.Tuple) [][]byte {
 	out := make([][]byte, len(cols))
-	for n, i := range cols {
-		size := 2
+	size := 0
+	for _, i := range cols {
+		size += 2
 		for _, c := range r.rows {
-			size += len(row(c)[i].Data) + 4
+			size += len(row(c)[i].Data) + len(`"",`) + 1
 		}
-		b := append(make([]byte, 0, size+size/8), '{')
+	}
+	b := p.literals[:0]
+	if cap(b) < size {
+		b = make([]byte, 0, size+size/8)
+	}
+	for n, i := range cols {
+		from := len(b)
+		b = append(b, '{')
 		for k, c := range r.rows {
 			if k > 0 {
 				b = append(b, ',')
@@ -258,15 +347,27 @@ func (r *changeRun) arrays(cols []int, row func(*change) pgoutput.Tuple) [][]byt
 				continue
 			}
 			b = append(b, '"')
-			for _, x := range v.Data {
-				if x == '"' || x == '\\' {
-					b = append(b, '\\')
-				}
-				b = append(b, x)
-			}
+			b = appendEscaped(b, v.Data)
 			b = append(b, '"')
 		}
-		out[n] = append(b, '}')
+		b = append(b, '}')
+		out[n] = b[from:len(b):len(b)] // where b had to grow, what was written before stays where it was
+	}
+	if cap(b) <= 2*groupBytes {
+		p.literals = b[:0]
 	}
 	return out
+}
+
+// appendEscaped appends an array's element as it stands between quotes.
+func appendEscaped(b, v []byte) []byte {
+	for {
+		at := bytes.IndexAny(v, `"\`)
+		if at < 0 {
+			return append(b, v...)
+		}
+		b = append(b, v[:at]...)
+		b = append(b, '\\', v[at])
+		v = v[at+1:]
+	}
 }
