@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
 	"sync"
 	"time"
 
@@ -41,6 +40,8 @@ type lane struct {
 	prepared map[string]string
 	plan     runPlanner // of the group that is being applied
 	room     reserve
+	few      []statement // of the small group that is being applied, see atOnce
+	fewOf    []*change
 	named    int // statements that were ever prepared: a name is not used twice
 	groups   int
 	start    tenant.LSN // the shard had everything before it when the stream began
@@ -238,17 +239,32 @@ func (l *lane) apply(ctx context.Context, g *group) error {
 }
 
 func (l *lane) applyGroup(ctx context.Context, g *group) error {
+	if sts, of, ok := l.atOnce(g); ok {
+		err := l.applyAtOnce(ctx, g, sts, of)
+		if err == nil || l.ends(ctx, err) {
+			return err
+		}
+		if err := l.rollback(ctx); err != nil {
+			return err
+		}
+		return l.applyOnce(ctx, g, false)
+	}
 	if g.open || g.ordered || g.ddl || len(g.changes) < minSet {
 		return l.applyOnce(ctx, g, false)
 	}
 	err := l.applyOnce(ctx, g, true)
-	if err == nil || ctx.Err() != nil || l.conn.IsClosed() || IsRetryable(err) || errors.Is(err, ErrFenced) {
+	if err == nil || l.ends(ctx, err) {
 		return err
 	}
 	if err := l.rollback(ctx); err != nil {
 		return err
 	}
 	return l.applyOnce(ctx, g, false)
+}
+
+// ends reports whether a group that failed is not to be tried again on the session.
+func (l *lane) ends(ctx context.Context, err error) bool {
+	return ctx.Err() != nil || l.conn.IsClosed() || IsRetryable(err) || errors.Is(err, ErrFenced)
 }
 
 // rollback takes back a group that failed, so that it can be tried again on the same session.
@@ -324,13 +340,7 @@ func (l *lane) applyOnce(ctx context.Context, g *group, sets bool) (err error) {
 		pos = position{seq: pos.seq + 1, lsn: end}
 	}
 	l.groups++
-	if l.groups%pruneEvery == 0 {
-		run.query(`DELETE FROM rehome.progress WHERE replication = $1 AND seq < $2`, l.replication, strconv.FormatInt(pos.seq-keepRows, 10))
-	}
-	if l.replan() {
-		run.exec("DISCARD PLANS")
-	}
-	run.pruneCarries(l.groups%pruneEvery == 0)
+	run.housekeep(pos.seq)
 	// All counts are read before the COMMIT is sent: a change that hit no row must not be committed.
 	if err := run.results(); err != nil {
 		return err
@@ -339,17 +349,10 @@ func (l *lane) applyOnce(ctx context.Context, g *group, sets bool) (err error) {
 	if err != nil {
 		return err
 	}
-	l.pos = pos
-	l.mu.Lock()
-	l.applied = end
-	l.txns += int64(txns)
-	l.rows += int64(rows)
-	l.pending = append(l.pending, flushMark{wal: inserted, pos: end})
 	if marker != "" {
 		flushed = inserted // the commit itself waited for the flush
 	}
-	l.mu.Unlock()
-	l.settle(flushed)
+	l.committed(pos, inserted, flushed, txns, rows)
 	if marker != "" {
 		l.onMarker(l.shard.Name, marker, l.position())
 	}

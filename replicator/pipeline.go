@@ -296,15 +296,18 @@ func (r *pipelineRun) abandon() {
 	}
 }
 
-// commit ends the transaction and asks where its WAL ends and how far the WAL is on disk.
+// commit ends the transaction and asks where its WAL ends and how far the WAL is on disk. What was sent before and not read
+// yet is not executed any more from the first error on.
 func (r *pipelineRun) commit() (flushed, inserted tenant.LSN, err error) {
 	r.exec("COMMIT")
 	r.p.SendQueryParams(`SELECT pg_current_wal_insert_lsn()::text, pg_current_wal_flush_lsn()::text`, nil, nil, nil, nil)
 	if err := r.p.Sync(); err != nil {
 		return 0, 0, asLost(r.l.conn.PgConn(), err)
 	}
-	if err := r.one(expected{}); err != nil {
-		return 0, 0, err
+	for _, w := range r.want {
+		if err := r.one(w); err != nil {
+			return 0, 0, err
+		}
 	}
 	r.want = r.want[:0]
 	res, err := r.p.GetResults()
