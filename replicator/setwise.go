@@ -361,13 +361,14 @@ func (p *runPlanner) arrays(r *changeRun, cols []int, row func(*change) pgoutput
 
 // appendEscaped appends an array's element as it stands between quotes.
 func appendEscaped(b, v []byte) []byte {
-	for {
-		at := bytes.IndexAny(v, `"\`)
-		if at < 0 {
-			return append(b, v...)
-		}
-		b = append(b, v[:at]...)
-		b = append(b, '\\', v[at])
-		v = v[at+1:]
+	if bytes.IndexByte(v, '"') < 0 && bytes.IndexByte(v, '\\') < 0 {
+		return append(b, v...)
 	}
+	for _, x := range v {
+		if x == '"' || x == '\\' {
+			b = append(b, '\\')
+		}
+		b = append(b, x)
+	}
+	return b
 }
