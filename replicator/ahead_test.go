@@ -395,6 +395,7 @@ func TestAheadIsLedByARowOfOurs(t *testing.T) {
 	exec(t, r.srcDB, fillBig(10_000, 20_000))
 	r.verifyClean(e)
 	r.ranAhead(e, 1)
+	exec(t, shard, `CREATE TABLE flushed ()`) // and with it what lanes committed, which do not wait for the disk
 	rows, err := shard.Query(t.Context(), `SELECT data FROM pg_logical_slot_get_binary_changes('reads_`+r.id+`', NULL, NULL, 'proto_version', '1', 'publication_names', 'all_of_it')`)
 	if err != nil {
 		t.Fatal(err)
