@@ -14,8 +14,8 @@ import (
 )
 
 // The rows of a COPY pass by the session's connection itself (manual, "Message Flow", "COPY Operations"): pgconn reads 8 KB
-// at a time, allocates messages as large as the largest row, and copies each buffer once more on its way to a shard. A fifth
-// of what a copy costs this process was spent there.
+// at a time, allocates messages as large as the largest row, and copies each buffer once more on its way to a shard. Here
+// memory does not grow with the largest row.
 
 const (
 	// readSmall is the buffer that a COPY begins with, readLarge the one of a COPY that fills it: many tables are small.
