@@ -120,7 +120,7 @@ histories: setup ## Apply HISTORIES random histories to modelled shards, and a h
 	REHOME_HISTORIES=$(HISTORIES) REHOME_REAL_HISTORIES=$$(( $(HISTORIES) / 100 )) REHOME_SEED=$(SEED) go test -count=1 -v -timeout 120m -run '^TestHistories' ./replicator
 
 .PHONY: bench
-bench: setup build ## Measure Rehome beside its peers; writes bench/RESULTS.md (about half an hour): BENCH_ARGS="-workloads A -rounds 1"
+bench: setup build ## Measure Rehome beside its peers; writes bench/RESULTS.md (about half an hour): BENCH_ARGS="-workloads A -rounds 1"; BENCH_INSTALL=no installs no peers
 	@scripts/ensure-bench
 	go run ./bench -rehome bin/rehome -limit 34m $(BENCH_ARGS)
 

@@ -59,6 +59,9 @@ type backlog struct {
 	write  func(ctx context.Context, b *drainBed) error
 }
 
+// large reports whether it is one large transaction.
+func (l backlog) large() bool { return l.txns == 1 }
+
 // smallBacklogs are those of the small database.
 func smallBacklogs(scale float64) []backlog {
 	rows, txns := scaled(backlogRows, scale), scaled(backlogTxns, scale)

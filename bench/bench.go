@@ -46,10 +46,14 @@ type Bench struct {
 	ended     error // why the run ended before its last round
 }
 
-// New starts the clusters.
+// New starts the clusters for the workloads that the options name.
 func New(ctx context.Context, o Options, out io.Writer) (*Bench, error) {
+	return newBench(ctx, o, out, targetsMax, all())
+}
+
+func newBench(ctx context.Context, o Options, out io.Writer, targets int, known []Workload) (*Bench, error) {
 	b := &Bench{Options: o, Results: &Results{}, out: out, began: time.Now()}
-	for _, w := range all() {
+	for _, w := range known {
 		if len(o.Workloads) == 0 || slices.Contains(o.Workloads, w.ID()) {
 			b.workloads = append(b.workloads, w)
 		}
@@ -57,7 +61,7 @@ func New(ctx context.Context, o Options, out io.Writer) (*Bench, error) {
 	if len(b.workloads) == 0 {
 		return nil, fmt.Errorf("there is no workload %s", strings.Join(o.Workloads, ","))
 	}
-	rig, err := StartRig(ctx, o)
+	rig, err := StartRig(ctx, o, targets)
 	if err != nil {
 		return nil, err
 	}

@@ -13,12 +13,17 @@ import (
 // Names of the contenders of D and E that aims speak of.
 const (
 	nativeName = "native subscription, text"
+	binaryName = "native subscription, binary"
+	streamName = "native subscription, text, streaming"
 	readerName = "pg_recvlogical to /dev/null (limit)"
 )
 
 // drainWorkload is D: contenders that follow the source are stopped, the source writes a backlog, and each drains it, one
 // after the other. All of a round read the same WAL.
-type drainWorkload struct{ scale float64 }
+type drainWorkload struct {
+	scale float64
+	only  string // key of the one backlog that is wanted; "" all
+}
 
 func (w *drainWorkload) ID() string { return "D" }
 
@@ -31,8 +36,10 @@ func (w *drainWorkload) Prepare(_ context.Context, b *Bench) error {
 func drainCase(l backlog) string { return "D, " + l.name }
 
 func (w *drainWorkload) backlogs() []backlog {
-	return append(smallBacklogs(w.scale), tpcbBacklog(w.scale))
+	return slices.DeleteFunc(append(smallBacklogs(w.scale), tpcbBacklog(w.scale)), func(l backlog) bool { return !w.wants(l) })
 }
+
+func (w *drainWorkload) wants(l backlog) bool { return w.only == "" || w.only == l.key }
 
 // drainSuite is one source database, its backlogs and those who drain them, for one round: nothing of it is left to the next.
 type drainSuite struct {
@@ -52,7 +59,11 @@ type drainSuite struct {
 }
 
 func (w *drainWorkload) Round(ctx context.Context, b *Bench, round int) error {
-	for _, make := range []func(context.Context, *Bench, float64) (*drainSuite, error){smallSuite, tpcbSuite} {
+	suites := []func(context.Context, *Bench, float64) (*drainSuite, error){smallSuite}
+	if w.wants(tpcbBacklog(w.scale)) {
+		suites = append(suites, tpcbSuite)
+	}
+	for _, make := range suites {
 		if err := w.suite(ctx, b, round, make); err != nil {
 			return err
 		}
@@ -69,18 +80,42 @@ func (w *drainWorkload) suite(ctx context.Context, b *Bench, round int, make fun
 		return err
 	}
 	s.round = round
+	s.logs = slices.DeleteFunc(s.logs, func(l backlog) bool { return !w.wants(l) })
 	for _, l := range s.logs {
 		s.cases = append(s.cases, drainCase(l))
 	}
 	s.who = slices.DeleteFunc(s.who, func(f follower) bool { return !s.wanted(ctx, f) })
 	s.join(ctx)
 	s.note()
-	for _, l := range s.logs {
+	for i, l := range s.logs {
+		if l.large() && (i == 0 || !s.logs[i-1].large()) {
+			s.joinAll(ctx, largeOnly)
+		}
 		if err := s.drainAll(ctx, l); err != nil {
 			return err
 		}
 	}
 	return ctx.Err()
+}
+
+// largeOnly reports whether a contender takes part in backlogs of one large transaction only. It follows from before the first of
+// them on; they come last.
+func largeOnly(f follower) bool {
+	l, ok := f.(interface{ largeOnly() bool })
+	return ok && l.largeOnly()
+}
+
+// casesOf are those of the suite's cases that a contender takes part in.
+func (s *drainSuite) casesOf(f follower) (cases []string) {
+	if !largeOnly(f) {
+		return s.cases
+	}
+	for _, l := range s.logs {
+		if l.large() {
+			cases = append(cases, drainCase(l))
+		}
+	}
+	return cases
 }
 
 // wanted reports whether a contender runs, and notes why not.
@@ -97,19 +132,26 @@ func (s *drainSuite) wanted(ctx context.Context, f follower) bool {
 	if why == "" {
 		return true
 	}
-	for _, c := range s.cases {
+	for _, c := range s.casesOf(f) {
 		s.bench.Absent(c, f.label(), why)
 	}
 	return false
 }
 
-// join lets everyone copy what is there. Who cannot has no figure in this round.
+// join lets everyone copy what is there, but for those who follow later. Who cannot has no figure in this round.
 func (s *drainSuite) join(ctx context.Context) {
 	s.out = map[string]bool{}
+	s.joinAll(ctx, func(f follower) bool { return !largeOnly(f) })
+}
+
+func (s *drainSuite) joinAll(ctx context.Context, now func(follower) bool) {
 	for _, f := range s.who {
+		if !now(f) {
+			continue
+		}
 		began := time.Now()
 		if err := within(ctx, joinWithin, f.join); err != nil {
-			s.fails(ctx, f, s.cases, fmt.Errorf("begin to follow: %w", err))
+			s.fails(ctx, f, s.casesOf(f), fmt.Errorf("begin to follow: %w", err))
 			continue
 		}
 		s.bench.Say("%s: %s follows after %.1f s", s.bed.database, f.label(), time.Since(began).Seconds())
@@ -119,9 +161,10 @@ func (s *drainSuite) join(ctx context.Context) {
 // note lists, once, what each contender runs.
 func (s *drainSuite) note() {
 	for _, f := range s.who {
-		known := slices.ContainsFunc(s.bench.Results.Commands, func(c Commands) bool { return c.Case == s.cases[0] && c.Contender == f.label() })
+		cases := s.casesOf(f)
+		known := slices.ContainsFunc(s.bench.Results.Commands, func(c Commands) bool { return c.Case == cases[0] && c.Contender == f.label() })
 		if !known {
-			s.bench.Results.Commands = append(s.bench.Results.Commands, Commands{Case: s.cases[0], Contender: f.label(), Lines: f.commands()})
+			s.bench.Results.Commands = append(s.bench.Results.Commands, Commands{Case: cases[0], Contender: f.label(), Lines: f.commands()})
 		}
 	}
 }
@@ -139,8 +182,9 @@ func (s *drainSuite) fails(ctx context.Context, f follower, cases []string, err 
 
 // drainAll writes a backlog while everyone is stopped, and lets each drain it, in an order that begins with another one each round.
 func (s *drainSuite) drainAll(ctx context.Context, l backlog) error {
+	takes := func(f follower) bool { return !s.out[f.label()] && (l.large() || !largeOnly(f)) }
 	for _, f := range s.who {
-		if s.out[f.label()] {
+		if !takes(f) {
 			continue
 		}
 		if err := within(ctx, stopWithin, f.stop); err != nil {
@@ -151,7 +195,7 @@ func (s *drainSuite) drainAll(ctx context.Context, l backlog) error {
 		return err
 	}
 	for _, f := range Rotate(s.who, s.round) {
-		if s.out[f.label()] {
+		if !takes(f) {
 			continue
 		}
 		sample, err := s.turn(ctx, f, l)

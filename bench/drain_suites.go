@@ -82,7 +82,8 @@ func smallSuite(ctx context.Context, b *Bench, scale float64) (*drainSuite, erro
 	at := b.Rig.Targets[0]
 	s.add(
 		&subscription{bed: s.bed, at: at, name: nativeName, db: "d_text", schema: smallDDL},
-		&subscription{bed: s.bed, at: at, name: "native subscription, binary", db: "d_binary", schema: smallDDL, binary: true},
+		&subscription{bed: s.bed, at: at, name: binaryName, db: "d_binary", schema: smallDDL, binary: true},
+		&subscription{bed: s.bed, at: at, name: streamName, db: "d_stream", schema: smallDDL, stream: true},
 		&slotReader{bed: s.bed},
 		&rehomeFollower{bed: s.bed, server: s.server, db: "d1", shards: 1},
 		&rehomeFollower{bed: s.bed, server: s.server, db: "d2", shards: 2},
@@ -114,7 +115,7 @@ func tpcbSuite(ctx context.Context, b *Bench, scale float64) (*drainSuite, error
 	at := b.Rig.Targets[0]
 	s.add(
 		&subscription{bed: s.bed, at: at, name: nativeName, db: "t_text", schema: tpcbSchema},
-		&subscription{bed: s.bed, at: at, name: "native subscription, binary", db: "t_binary", schema: tpcbSchema, binary: true},
+		&subscription{bed: s.bed, at: at, name: binaryName, db: "t_binary", schema: tpcbSchema, binary: true},
 		&slotReader{bed: s.bed},
 		&rehomeFollower{bed: s.bed, server: s.server, db: "t1", shards: 1},
 		&pglogical{bed: s.bed, at: s.apart, db: "t_pglogical", schema: tpcbSchema, insertOnly: []string{"pgbench_history"}},

@@ -26,7 +26,8 @@ func TestWhoDrainsOtherRowsHasNoFigure(t *testing.T) {
 	ctx := t.Context()
 	options := pgcluster.Options{Settings: map[string]string{"wal_retrieve_retry_interval": "100ms"}}
 	b := &Bench{Options: Options{Scale: scale}, Results: &Results{}, out: &bytes.Buffer{}, began: time.Now()}
-	b.Rig = &Rig{Dir: t.TempDir(), Source: pgcluster.StartT(t, options), Control: pgcluster.StartT(t, options), Targets: []*pgcluster.Cluster{pgcluster.StartT(t, options)}}
+	target := pgcluster.StartT(t, options)
+	b.Rig = &Rig{Dir: t.TempDir(), Source: pgcluster.StartT(t, options), Control: target, Targets: []*pgcluster.Cluster{target}}
 	bed, err := openBed(ctx, b.Rig, smallDB, "realm_id", func(ctx context.Context, bed *drainBed) error { return fillSmall(ctx, bed, scale) })
 	if err != nil {
 		t.Fatal(err)

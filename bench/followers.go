@@ -32,6 +32,38 @@ type subscription struct {
 	db     string // its database at the target; also the name of its slot
 	schema string // DDL of the tables
 	binary bool
+	// stream lets the source send large transactions while they are decoded, and takes part in the backlogs of such only. Without
+	// it the server's default holds: off up to 17, parallel from 18 on.
+	stream bool
+}
+
+const (
+	// streamSince is the version that has the option, parallelSince the one whose subscriptions also apply such a transaction at once.
+	streamSince   = 14
+	parallelSince = 16
+)
+
+// options are those of CREATE SUBSCRIPTION, besides the slot.
+func (s *subscription) options() (with []string) {
+	if s.binary {
+		with = append(with, "binary = true")
+	}
+	if s.stream && s.at.Version() >= parallelSince {
+		with = append(with, "streaming = parallel")
+	} else if s.stream {
+		with = append(with, "streaming = on")
+	}
+	return with
+}
+
+// largeOnly reports whether only backlogs of one large transaction are for it: with small ones the option changes nothing.
+func (s *subscription) largeOnly() bool { return s.stream }
+
+func (s *subscription) missing(context.Context) string {
+	if s.stream && s.at.Version() < streamSince {
+		return fmt.Sprintf("subscriptions of Postgres %d cannot stream", s.at.Version())
+	}
+	return ""
 }
 
 func (s *subscription) label() string                        { return s.name }
@@ -45,8 +77,8 @@ func (s *subscription) alter(ctx context.Context, v string) error {
 
 func (s *subscription) commands() []string {
 	with := ""
-	if s.binary {
-		with = " WITH (binary = true)"
+	if o := s.options(); len(o) > 0 {
+		with = " WITH (" + strings.Join(o, ", ") + ")"
 	}
 	return []string{"$TARGET1: CREATE SUBSCRIPTION … PUBLICATION " + publication + with, "$TARGET1: ALTER SUBSCRIPTION … DISABLE; the backlog; ALTER SUBSCRIPTION … ENABLE"}
 }
@@ -55,12 +87,9 @@ func (s *subscription) join(ctx context.Context) error {
 	if err := CreateDatabase(ctx, s.at, s.db); err != nil {
 		return err
 	}
-	with := ""
-	if s.binary {
-		with = ", binary = true"
-	}
+	with := strings.Join(append([]string{"slot_name = " + tenant.QuoteIdent(s.db)}, s.options()...), ", ")
 	err := Exec(ctx, s.at.DSN(s.db), s.schema, "CREATE SUBSCRIPTION "+tenant.QuoteIdent(s.db)+" CONNECTION "+tenant.QuoteLiteral(s.bed.dsn().Reveal())+
-		" PUBLICATION "+publication+" WITH (slot_name = "+tenant.QuoteIdent(s.db)+with+")")
+		" PUBLICATION "+publication+" WITH ("+with+")")
 	if err != nil {
 		return err
 	}

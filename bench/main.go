@@ -59,7 +59,7 @@ func parse(args []string, errs io.Writer) (Options, error) {
 	fs.SetOutput(errs)
 	fs.StringVar(&workloads, "workloads", "", "only these, separated by commas (default: all)")
 	fs.StringVar(&contenders, "contenders", "", "only those whose name contains one of these, separated by commas; Rehome and the floor always run")
-	fs.IntVar(&o.Rounds, "rounds", 5, "how often each contender runs")
+	fs.IntVar(&o.Rounds, "rounds", enoughRounds, "how often each contender runs")
 	fs.Float64Var(&o.Scale, "scale", 1, "fraction of the rows")
 	fs.StringVar(&o.Out, "out", "bench/RESULTS.md", "the report")
 	fs.StringVar(&o.Raw, "raw", "", "also write every sample to this file, as JSON lines")

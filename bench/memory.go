@@ -104,7 +104,7 @@ func (w *memoryWorkload) Report(r *Results) []Section {
 func (w *memoryWorkload) Aims(r *Results) []Aim {
 	var aims []Aim
 	for _, l := range smallBacklogs(w.scale) {
-		if l.txns == 1 {
+		if l.large() {
 			aims = append(aims, Aim{
 				What: "memory: " + l.name, Bound: "≤ 300 MiB peak RSS", Limit: 300, Unit: " MiB",
 				Measured: r.Spread(drainCase(l), rehomeShards(1), Value(peakRSS)), Note: "to one shard",

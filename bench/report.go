@@ -20,15 +20,22 @@ type Aim struct {
 	Note     string
 }
 
-// Verdict is met, not met, or not measured; by the median.
+// enoughRounds is how many rounds a verdict needs to stand without a remark; it is what `make bench` runs by default.
+const enoughRounds = 5
+
+// Verdict is met, not met, or not measured; by the median. One of few rounds says of how many: it may be luck.
 func (a Aim) Verdict() string {
-	switch {
-	case a.Measured.N == 0:
+	if a.Measured.N == 0 {
 		return "not measured"
-	case a.AtLeast && a.Measured.Median >= a.Limit, !a.AtLeast && a.Measured.Median <= a.Limit:
-		return "met"
 	}
-	return "**not met**"
+	few := ""
+	if a.Measured.N < enoughRounds {
+		few = fmt.Sprintf(" (n = %d)", a.Measured.N)
+	}
+	if a.AtLeast && a.Measured.Median >= a.Limit || !a.AtLeast && a.Measured.Median <= a.Limit {
+		return "met" + few
+	}
+	return "**not met**" + few
 }
 
 func sortedKeys[V any](m map[string]V) []string {
@@ -100,9 +107,9 @@ func (b *Bench) report() string {
 		w.WriteString("## Aims\n\n")
 		var rows [][]string
 		for _, a := range aims {
-			rows = append(rows, []string{a.What, a.Bound, a.Measured.String() + a.Unit, fmt.Sprint(a.Measured.N), a.Verdict(), a.Note})
+			rows = append(rows, []string{a.What, a.Bound, a.Measured.String() + a.Unit, fmt.Sprintf("%d of %d", a.Measured.N, rounds), a.Verdict(), a.Note})
 		}
-		table(&w, []string{"aim", "bound", "measured", "n", "", "note"}, rows)
+		table(&w, []string{"aim", "bound", "measured", "rounds", "verdict", "note"}, rows)
 	}
 	for _, wl := range b.workloads {
 		for _, s := range wl.Report(r) {

@@ -61,15 +61,17 @@ func TestSpread(t *testing.T) {
 func TestVerdicts(t *testing.T) {
 	t.Parallel()
 	one := func(v float64) Spread { return SpreadOf([]float64{v}) }
+	five := func(v float64) Spread { return SpreadOf([]float64{v, v, v, v, v}) }
 	for _, c := range []struct {
 		aim  Aim
 		want string
 	}{
 		{Aim{Limit: 0.85}, "not measured"},
-		{Aim{Limit: 0.85, Measured: one(0.85)}, "met"},
-		{Aim{Limit: 0.85, Measured: one(0.86)}, "**not met**"},
-		{Aim{Limit: 2, AtLeast: true, Measured: one(2)}, "met"},
-		{Aim{Limit: 2, AtLeast: true, Measured: one(1.99)}, "**not met**"},
+		{Aim{Limit: 0.85, Measured: one(0.85)}, "met (n = 1)"},
+		{Aim{Limit: 0.85, Measured: SpreadOf([]float64{1, 1, 1, 1})}, "**not met** (n = 4)"},
+		{Aim{Limit: 0.85, Measured: five(0.86)}, "**not met**"},
+		{Aim{Limit: 2, AtLeast: true, Measured: five(2)}, "met"},
+		{Aim{Limit: 2, AtLeast: true, Measured: five(1.99)}, "**not met**"},
 	} {
 		if got := c.aim.Verdict(); got != c.want {
 			t.Errorf("%+v: %s, want %s", c.aim, got, c.want)

@@ -55,8 +55,8 @@ type Rig struct {
 	tools   map[string]string // programs of the clusters' version that run, by name
 }
 
-// StartRig starts all clusters.
-func StartRig(ctx context.Context, o Options) (r *Rig, err error) {
+// StartRig starts all clusters: source, control and targets.
+func StartRig(ctx context.Context, o Options, targets int) (r *Rig, err error) {
 	r = &Rig{dirs: o.Dir, Rehome: o.Rehome, fsync: o.Fsync}
 	defer func() {
 		if err != nil {
@@ -77,7 +77,7 @@ func StartRig(ctx context.Context, o Options) (r *Rig, err error) {
 	} else if r.Rehome, err = filepath.Abs(r.Rehome); err != nil {
 		return r, fmt.Errorf("find rehome: %w", err)
 	}
-	r.Targets = make([]*pgcluster.Cluster, targetsMax)
+	r.Targets = make([]*pgcluster.Cluster, targets)
 	g, start := errgroup.WithContext(ctx)
 	g.Go(func() (err error) { r.Source, err = r.cluster(start, "source"); return err })
 	g.Go(func() (err error) { r.Control, err = r.cluster(start, "control"); return err })

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -53,21 +54,17 @@ func (forgetful) Copy(ctx context.Context, r *Run, d *Dataset, targets []*pgclus
 	return errors.Join(floorCopier{}.Copy(ctx, r, d, targets), Exec(ctx, targets[0].DSN(TargetDB), "DROP INDEX items_created"))
 }
 
-// TestSmoke runs the whole benchmark with few rows: everybody who is there has a figure in every case, which means that what they
-// copied was compared and equal, and the report has a row of each. With REHOME_LONG it also runs the peers that must be installed.
-func TestSmoke(t *testing.T) {
-	t.Parallel()
+// smoke runs a benchmark with few rows and returns its report: everybody who is there has a figure in every case, which means that
+// what they copied was compared and equal, and the report has a row of each that is wanted, and the parts.
+func smoke(t *testing.T, targets int, known []Workload, want map[string][]string, parts []string, more ...string) (*Bench, string) {
+	t.Helper()
 	out := filepath.Join(t.TempDir(), "RESULTS.md")
-	args := []string{"-scale", "0.002", "-rounds", "1", "-fsync=false", "-rehome", program, "-out", out}
-	if os.Getenv("REHOME_LONG") == "" {
-		args = append(args, "-contenders", "native,pg_dump,pg_recvlogical")
-	}
-	o, err := parse(args, os.Stderr)
+	o, err := parse(append([]string{"-scale", fmt.Sprint(smokeScale), "-rounds", "1", "-fsync=false", "-rehome", program, "-out", out}, more...), os.Stderr)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var said bytes.Buffer
-	b, err := New(t.Context(), o, &said)
+	b, err := newBench(t.Context(), o, &said, targets, known)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,20 +83,6 @@ func TestSmoke(t *testing.T) {
 			t.Errorf("%s, %s has no figure: %s", s.Case, s.Contender, s.Failed)
 		}
 	}
-	want := map[string][]string{
-		copyCase("A", 1): {rehomeName, floorName, nativeCopier{}.Name(), nativeCopier{inPlace: true}.Name(), dumpCopier{}.Name()},
-		copyCase("A", 2): {rehomeName}, copyCase("A", 3): {rehomeName},
-		copyCase("B", 1): {rehomeName, floorName, nativeCopier{}.Name(), dumpCopier{}.Name()},
-		copyCase("C", 1): {rehomeName, floorName, nativeCopier{}.Name(), dumpCopier{}.Name()},
-		verifyAtRest:     {rehomeName, digestName}, verifyLoaded: {rehomeName, digestName},
-	}
-	for _, l := range append(smallBacklogs(o.Scale), tpcbBacklog(o.Scale)) {
-		want[drainCase(l)] = []string{nativeName, readerName, rehomeShards(1)}
-	}
-	want[latencyCase] = []string{nativeName, rehomeShards(1)}
-	for _, l := range limits {
-		want[limitsCase] = append(want[limitsCase], l.name)
-	}
 	for inCase, names := range want {
 		for _, name := range names {
 			if len(b.Results.Good(inCase, name)) != 1 {
@@ -110,23 +93,81 @@ func TestSmoke(t *testing.T) {
 			}
 		}
 	}
-	// Whoever did not run is named with the reason.
-	for _, c := range []Copier{pgcopydbCopier{jobs: jobs}, pglogicalCopier{}} {
-		if len(b.Results.Good(copyCase("A", 1), c.Name())) == 0 && !strings.Contains(report, "| "+copyCase("A", 1)+" | "+c.Name()+" |") {
-			t.Errorf("the report does not say why %s did not run", c.Name())
-		}
-	}
-	for _, letter := range []string{"A: ", "B: ", "C: ", "D: ", "E: ", "F: ", "G: ", "growth: ", "Aims", "Machine", "Datasets", "Commands"} {
-		if !strings.Contains(report, "\n## "+letter) {
-			t.Errorf("the report has no part %q", letter)
+	for _, part := range append([]string{"Aims", "Machine", "Datasets", "Commands"}, parts...) {
+		if !strings.Contains(report, "\n## "+part) {
+			t.Errorf("the report has no part %q", part)
 		}
 	}
 	if at := strings.Index(report, "postgres://"); at >= 0 {
 		t.Errorf("the report has a connection string: …%s", strings.SplitN(report[max(0, at-60):], ":", 2)[0])
 	}
-	for _, c := range append([]*pgcluster.Cluster{b.Rig.Source, b.Rig.Control}, b.Rig.Targets...) {
+	for _, c := range b.Rig.clusters() {
 		if exists(c.Dir()) {
 			t.Errorf("%s is left behind", c.Dir())
+		}
+	}
+	return b, report
+}
+
+// smokeScale is the fraction of the rows in a smoke test.
+const smokeScale = 0.002
+
+// TestSmoke runs what every workload is made of, once: the clusters, a copy by Rehome and others, a backlog that is drained, a
+// verification at rest and under load, the report and its aims. TestSmokeOfAll, which is long, runs everything.
+func TestSmoke(t *testing.T) {
+	t.Parallel()
+	a := DatasetA()
+	known := []Workload{
+		&copyWorkload{data: a, peers: []Copier{nativeCopier{}, dumpCopier{}}},
+		&drainWorkload{only: "inserts"}, &verifyWorkload{data: a}, &memoryWorkload{},
+	}
+	large := drainCase(smallBacklogs(smokeScale)[1])
+	copied := copyCase("A", 1)
+	want := map[string][]string{
+		copied:       {rehomeName, floorName, nativeCopier{}.Name()},
+		large:        {nativeName, streamName, rehomeShards(1)},
+		verifyAtRest: {rehomeName, digestName}, verifyLoaded: {rehomeName, digestName},
+	}
+	b, report := smoke(t, 1, known, want, []string{"A: ", "D: ", "F: ", "G: "}, "-contenders", "indexes after,streaming")
+	// Whoever did not run is named with the reason, and each aim says of how many rounds it is.
+	for _, line := range []string{
+		"| " + copied + " | " + dumpCopier{}.Name() + " | not asked for |", "| " + large + " | " + binaryName + " | not asked for |",
+		"| 1 of 1 | ", "met (n = 1)", "to one shard; to native with streaming ",
+	} {
+		if !strings.Contains(report, line) {
+			t.Errorf("the report does not have %q", line)
+		}
+	}
+	if got := b.Results.Spread(verifyLoaded, rehomeName, Value(loadReached)); got.Median <= 0 {
+		t.Errorf("verified under a load of %v", got)
+	}
+}
+
+// TestSmokeOfAll runs the whole benchmark, with the peers that are there.
+func TestSmokeOfAll(t *testing.T) {
+	t.Parallel()
+	if os.Getenv("REHOME_LONG") == "" {
+		return // a minute of CPU time: make long runs it
+	}
+	want := map[string][]string{
+		copyCase("A", 1): {rehomeName, floorName, nativeCopier{}.Name(), nativeCopier{inPlace: true}.Name(), dumpCopier{}.Name()},
+		copyCase("A", 2): {rehomeName}, copyCase("A", 3): {rehomeName},
+		copyCase("B", 1): {rehomeName, floorName, nativeCopier{}.Name(), dumpCopier{}.Name()},
+		copyCase("C", 1): {rehomeName, floorName, nativeCopier{}.Name(), dumpCopier{}.Name()},
+		verifyAtRest:     {rehomeName, digestName}, verifyLoaded: {rehomeName, digestName},
+	}
+	for _, l := range append(smallBacklogs(smokeScale), tpcbBacklog(smokeScale)) {
+		want[drainCase(l)] = []string{nativeName, readerName, rehomeShards(1)}
+	}
+	want[latencyCase] = []string{nativeName, rehomeShards(1)}
+	for _, l := range limits {
+		want[limitsCase] = append(want[limitsCase], l.name)
+	}
+	b, report := smoke(t, targetsMax, all(), want, []string{"A: ", "B: ", "C: ", "D: ", "E: ", "F: ", "G: ", "growth: "})
+	// Whoever did not run is named with the reason.
+	for _, c := range []Copier{pgcopydbCopier{jobs: jobs}, pglogicalCopier{}} {
+		if len(b.Results.Good(copyCase("A", 1), c.Name())) == 0 && !strings.Contains(report, "| "+copyCase("A", 1)+" | "+c.Name()+" |") {
+			t.Errorf("the report does not say why %s did not run", c.Name())
 		}
 	}
 }
@@ -139,8 +180,8 @@ func TestWhoLosesSomethingHasNoFigure(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := &Bench{Options: o, Results: &Results{}, out: &bytes.Buffer{}}
-	b.Rig = &Rig{Dir: t.TempDir(), Source: pgcluster.StartT(t, pgcluster.Options{}), Control: pgcluster.StartT(t, pgcluster.Options{})}
-	b.Rig.Targets = []*pgcluster.Cluster{pgcluster.StartT(t, pgcluster.Options{})}
+	one := pgcluster.StartT(t, pgcluster.Options{}) // which is source and target: a third of the work
+	b.Rig = &Rig{Dir: t.TempDir(), Source: one, Control: one, Targets: []*pgcluster.Cluster{one}}
 	w := &copyWorkload{data: DatasetB()}
 	if err := w.Prepare(t.Context(), b); err != nil {
 		t.Fatal(err)

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os/exec"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
@@ -19,9 +17,6 @@ const (
 	verifyLoaded   = "F, under load"
 	digestName     = "SELECT count(*), sum(hash) over both sides"
 	verifiedRows   = "rows"
-	loadPerSecond  = 300 // transactions of pgbench's TPC-B a second while verification runs
-	loadClients    = 4
-	loadAtMost     = 10 * time.Minute
 	afterPrepareDB = "bench_F"
 )
 
@@ -56,24 +51,33 @@ func (w *verifyWorkload) Round(ctx context.Context, b *Bench, round int) error {
 		if err := s.WaitPhase(ctx, tenant.InSync); err != nil {
 			return err
 		}
-		if err := w.both(ctx, b, round, verifyAtRest, s, source); err != nil {
+		if err := w.both(ctx, b, round, s, nil); err != nil {
 			return err
 		}
-		stop, err := w.load(hold, source)
-		if err != nil {
-			return err
-		}
-		return errors.Join(w.both(ctx, b, round, verifyLoaded, s, source), stop())
+		return b.Hold(ctx, verifyLoaded, rehomeName, round, func(ctx context.Context, _ *Run) error {
+			load, err := startLoad(ctx, b.Rig.Source, afterPrepareDB)
+			if err != nil {
+				return err
+			}
+			return errors.Join(w.both(ctx, b, round, s, load), load.stop(ctx))
+		})
 	})
 }
 
-// both lets the two contenders have their turn, in an order that changes from round to round.
-func (w *verifyWorkload) both(ctx context.Context, b *Bench, round int, inCase string, s *Server, source tenant.DSN) error {
+// both lets the two contenders have their turn, in an order that changes from round to round; at rest, or under a load.
+func (w *verifyWorkload) both(ctx context.Context, b *Bench, round int, s *Server, load *sourceLoad) error {
+	inCase := verifyAtRest
 	turns := map[string]func(context.Context, *Run) error{
 		rehomeName: func(ctx context.Context, r *Run) error { return w.verify(ctx, r, s) },
 		digestName: func(ctx context.Context, r *Run) error {
-			return w.digest(ctx, r, source, b.Rig.Targets[0].DSN(TargetDB))
+			return w.digest(ctx, r, b.Rig.Source.DSN(afterPrepareDB), b.Rig.Targets[0].DSN(TargetDB))
 		},
+	}
+	if load != nil {
+		inCase = verifyLoaded
+		for name, turn := range turns {
+			turns[name] = load.during(turn)
+		}
 	}
 	for _, name := range Rotate([]string{rehomeName, digestName}, round) {
 		if err := b.Turn(ctx, inCase, name, round, turns[name], nil); err != nil {
@@ -132,40 +136,12 @@ func (w *verifyWorkload) digest(ctx context.Context, r *Run, source, target tena
 	return r.End()
 }
 
-// load runs pgbench against the source until stop is called.
-func (w *verifyWorkload) load(r *Run, source tenant.DSN) (stop func() error, err error) {
-	// At a smaller scale many of the accounts that it chooses are not there: it then updates none.
-	branches, err := Scalar[int](context.Background(), source, "SELECT count(*)::int FROM pgbench_branches")
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	args := []string{"-n", "-c", fmt.Sprint(loadClients), "-R", fmt.Sprint(loadPerSecond), "-T", fmt.Sprintf("%.0f", loadAtMost.Seconds()), "-s", fmt.Sprint(branches), "-b", "tpcb-like", "-d", source.Reveal()}
-	cmd := r.Command(ctx, "pgbench", args...)
-	if err := cmd.Start(); err != nil {
-		cancel()
-		return nil, fmt.Errorf("start pgbench: %w", err)
-	}
-	return func() error {
-		if cmd.ProcessState != nil {
-			cancel()
-			return errors.New("pgbench ended before it was stopped")
-		}
-		cancel()
-		var exit *exec.ExitError
-		if err := cmd.Wait(); err != nil && !errors.As(err, &exit) && !errors.Is(err, context.Canceled) {
-			return fmt.Errorf("stop pgbench: %w", err)
-		}
-		return nil
-	}, nil
-}
-
 // Report implements Workload.
 func (w *verifyWorkload) Report(r *Results) []Section {
 	s := Section{
 		Title: "F: verification of A",
-		Text:  fmt.Sprintf("`rehome verify` compares every row at one position. The measure is `%s` of every table, on one session at each side, both at once. Under load: pgbench's TPC-B at %d transactions a second at the source.", digestSQL("t"), loadPerSecond),
-		Head:  []string{"", "contender", ">wall s", ">x measure", ">CPU tool", ">source", ">target", ">n"},
+		Text:  fmt.Sprintf("`rehome verify` compares every row at one position. The measure is `%s` of every table, on one session at each side, both at once. Under load: pgbench's TPC-B at the source, which is asked for %d transactions a second; load txn/s is what it committed meanwhile.", digestSQL("t"), loadPerSecond),
+		Head:  []string{"", "contender", ">wall s", ">x measure", ">CPU tool", ">source", ">target", ">load txn/s", ">n"},
 	}
 	for _, inCase := range []string{verifyAtRest, verifyLoaded} {
 		for _, name := range []string{rehomeName, digestName} {
@@ -173,10 +149,13 @@ func (w *verifyWorkload) Report(r *Results) []Section {
 			if wall.N == 0 {
 				continue
 			}
-			cpu := func(f Figure) string { return r.Spread(inCase, name, f).Middle() }
+			cpu, loaded := func(f Figure) string { return r.Spread(inCase, name, f).Middle() }, ""
+			if inCase == verifyLoaded {
+				loaded = r.Spread(inCase, name, Value(loadReached)).String()
+			}
 			s.Rows = append(s.Rows, []string{
 				inCase, name, wall.String(), r.Ratio(inCase, name, Wall, inCase, digestName, Wall).String(),
-				cpu(func(s Sample) float64 { return s.CPU.Tool + s.CPU.Control }), cpu(func(s Sample) float64 { return s.CPU.Source }), cpu(func(s Sample) float64 { return s.CPU.Targets }), fmt.Sprint(wall.N),
+				cpu(func(s Sample) float64 { return s.CPU.Tool + s.CPU.Control }), cpu(func(s Sample) float64 { return s.CPU.Source }), cpu(func(s Sample) float64 { return s.CPU.Targets }), loaded, fmt.Sprint(wall.N),
 			})
 		}
 	}
