@@ -39,13 +39,13 @@ func TestBackMovesBetweenShards(t *testing.T) {
 	t.Parallel()
 	b := newBackRig(t, 2, tenant.ReplicationOptions{FixIdentity: true}, accountsDDL)
 	here, there := b.realmsOf(0, 1)[0], b.realmsOf(1, 1)[0]
-	exec(t, b.clients[0], `INSERT INTO accounts VALUES (1001, $1, 'a@x', 1), (1002, $1, 'b@x', 1), (1003, $1, 'c@x', 1)`, here)
+	exec(t, b.clients[0], `INSERT INTO accounts VALUES (1001, $1, 'a@x', 1), (1002, $1, 'b@x', 1), (1003, $1, 'c@x', 1), (1004, $1, 'k@x', 1)`, here)
 	b.settle()
-	for name, move := range map[string]struct{ leaves, comes string }{
+	for name, move := range map[string]struct{ leaves, comes string }{ // each of rows of its own: in any order
 		"the key":                  {`DELETE FROM accounts WHERE id = 1001`, `INSERT INTO accounts VALUES (1001, '` + there + `', 'a@x', 2)`},
 		"a unique value":           {`UPDATE accounts SET mail = 'old' WHERE id = 1002`, `INSERT INTO accounts VALUES (2002, '` + there + `', 'b@x', 2)`},
 		"within a transaction":     {`BEGIN; UPDATE accounts SET n = 9 WHERE id = 1003; DELETE FROM accounts WHERE id = 1003; COMMIT`, `BEGIN; INSERT INTO accounts VALUES (1003, '` + there + `', 'c@x', 2); UPDATE accounts SET n = 3 WHERE id = 1003; COMMIT`},
-		"behind others' of theirs": {`DELETE FROM accounts WHERE id = 1002`, `INSERT INTO accounts VALUES (1002, '` + there + `', 'again', 2); INSERT INTO accounts VALUES (3001, '` + there + `', 'own', 2); DELETE FROM accounts WHERE id = 3001`},
+		"behind others' of theirs": {`DELETE FROM accounts WHERE id = 1004`, `INSERT INTO accounts VALUES (1004, '` + there + `', 'again', 2); INSERT INTO accounts VALUES (3001, '` + there + `', 'own', 2); DELETE FROM accounts WHERE id = 3001`},
 	} {
 		release := b.holdLane(0)
 		exec(t, b.clients[0], move.leaves)
