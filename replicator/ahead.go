@@ -186,16 +186,29 @@ func (a *ahead) tell() {
 	}
 }
 
-// fail gives it up: for all shards while there is more to come, since none can go on alone.
+// fail gives it up: for all shards while there is more to come, since none can go on alone. Under the lock, so that no shard
+// has its turn by then: see follow.
 func (a *ahead) fail(why error) {
 	a.mu.Lock()
+	defer a.mu.Unlock()
 	if a.why == nil && !errors.Is(why, errStopped) {
 		a.why = why
 	}
-	read := a.read
-	a.mu.Unlock()
-	if !read {
+	if !a.read {
 		a.cancel(why)
+	}
+}
+
+// over reports whether it has given itself up, with nothing left of it.
+func (a *ahead) over() bool {
+	if a == nil {
+		return false
+	}
+	select {
+	case <-a.ended:
+		return true
+	default:
+		return false
 	}
 }
 
@@ -227,12 +240,12 @@ func (s *stream) endAhead(ctx context.Context, m *pgoutput.Message) (described [
 	if !a.of(m.XID) {
 		return nil, false, nil
 	}
-	if s.e.sourceClosed() {
-		s.stopAhead("the shards take the writes now")
-		return nil, false, nil
-	}
 	if err := s.enter(ctx, m.LSN); err != nil {
 		return nil, false, err
+	}
+	if s.e.sourceClosed() { // behind enter, which may have waited for the decision
+		s.stopAhead("the shards take the writes now")
+		return nil, false, nil
 	}
 	a.mu.Lock()
 	a.whole = true
@@ -294,6 +307,10 @@ func (a *ahead) follow(ctx context.Context) error {
 		}
 	}
 	a.mu.Lock()
+	if a.why != nil {
+		defer a.mu.Unlock()
+		return a.why
+	}
 	a.read = true
 	a.mu.Unlock()
 	for _, sd := range a.sides {

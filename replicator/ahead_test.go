@@ -452,3 +452,93 @@ func TestAheadWithCarriedValues(t *testing.T) {
 	r.verifyClean(e)
 	r.nothingLeft(e)
 }
+
+// TestAheadAgain has a transaction give way once, behind which it runs ahead again.
+func TestAheadAgain(t *testing.T) {
+	t.Parallel()
+	r := aheadRig(t, 2, tenant.ReplicationOptions{})
+	e, _ := r.start()
+	r.waitPhase(tenant.InSync)
+	tx := open(t, r.source)
+	exec(t, tx, "BEGIN")
+	exec(t, tx, fillBig(10_000, 20_000))
+	r.runsAhead(2)
+	c := open(t, r.shards[1].DSN)
+	exec(t, c, `SET lock_timeout = '50s'; BEGIN; LOCK TABLE big IN ACCESS EXCLUSIVE MODE; COMMIT`)
+	eventually(t, "it gave way", func() bool { return r.sides() == 0 })
+	exec(t, tx, fillBig(30_000, 50_000))
+	r.runsAhead(2)
+	exec(t, tx, "COMMIT")
+	r.verifyClean(e)
+	r.ranAhead(e, 1)
+}
+
+// TestAheadIsForgotten looks at what a shard sees of a server that is stopped or cut off while a transaction runs ahead: an idle
+// session, whose time it counts.
+func TestAheadIsForgotten(t *testing.T) {
+	t.Parallel()
+	r := aheadRig(t, 2, tenant.ReplicationOptions{})
+	e, _ := r.start()
+	r.waitPhase(tenant.InSync)
+	tx := open(t, r.source)
+	exec(t, tx, "BEGIN")
+	exec(t, tx, fillBig(10_000, 20_000))
+	r.runsAhead(2)
+	for i, c := range r.looks() {
+		eventually(t, fmt.Sprintf("the session at shard %d is idle", i), func() bool {
+			return scalar[int](t, c, `SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 AND datname = current_database() AND state = 'idle in transaction'`, "rehome-ahead-"+r.id) == 1
+		})
+	}
+	exec(t, tx, "COMMIT")
+	r.verifyClean(e)
+	r.ranAhead(e, 1)
+}
+
+// TestTakeoverEndsWhatRunsAhead has a session of a former server hold the lock of a row that the next one has to write.
+func TestTakeoverEndsWhatRunsAhead(t *testing.T) {
+	t.Parallel()
+	r := aheadRig(t, 1, tenant.ReplicationOptions{})
+	_, stop := r.start()
+	r.waitPhase(tenant.InSync)
+	stop()
+	former := openAs(t, r.shards[0].DSN, "rehome-ahead-"+r.id)
+	exec(t, former, `SET rehome.pass = '`+string(pass)+`'; SET session_replication_role = replica; BEGIN; UPDATE big SET body = 'theirs' WHERE id = 7`)
+	exec(t, r.srcDB, `UPDATE big SET body = 'ours' WHERE id = 7`)
+	e, _ := r.start()
+	eventually(t, "the former session is ended", func() bool { return r.sides() == 0 })
+	r.verifyClean2(&e)
+	if n := r.total(`SELECT count(*) FROM big WHERE body = 'ours'`); n != 1 {
+		t.Errorf("%d rows are changed", n)
+	}
+	if _, err := former.Exec(t.Context(), `COMMIT`); err == nil {
+		t.Error("the former session still commits")
+	}
+}
+
+// TestPlansWithinATransaction has a transaction fill a table that was all but empty when its first statements were planned: its
+// later rows are found by their keys, not by scans of the table.
+func TestPlansWithinATransaction(t *testing.T) {
+	t.Parallel()
+	for name, off := range map[string]bool{"in pieces": true, "ahead": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := aheadRig(t, 1, tenant.ReplicationOptions{NoRunAhead: off})
+			e, _ := r.start()
+			r.waitPhase(tenant.InSync)
+			shard := open(t, r.shards[0].DSN)
+			exec(t, shard, `ANALYZE small`)
+			tx := open(t, r.source)
+			exec(t, tx, `BEGIN; INSERT INTO small SELECT 1, i FROM generate_series(1, 20) i; DELETE FROM small WHERE id <= 10`)
+			exec(t, tx, `INSERT INTO small SELECT 1, i FROM generate_series(100, 40000) i`)
+			exec(t, tx, `DELETE FROM small WHERE id > 5000`)
+			exec(t, tx, `COMMIT`)
+			eventually(t, "it is applied", func() bool {
+				return r.total(`SELECT n_tup_del FROM pg_stat_user_tables WHERE relname = 'small'`) == 35010
+			})
+			if n := r.total(`SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'small'`); n > 35_000 {
+				t.Errorf("%d rows were read by scans", n)
+			}
+			r.verifyClean(e)
+		})
+	}
+}

@@ -308,11 +308,13 @@ func (l *lane) applyOnce(ctx context.Context, g *group, sets bool) (err error) {
 	if marker != "" {
 		run.exec("SET LOCAL synchronous_commit = on")
 	}
-	for pieces := g.open; ; {
+	for pieces, applied := g.open, 1; ; applied++ {
 		var err error
 		switch {
 		case pieces:
-			err = run.piece(ctx, g)
+			if err = run.piece(ctx, g); err == nil && replanAfter(applied) {
+				run.exec("DISCARD PLANS")
+			}
 		case sets:
 			err = run.sets(ctx, g.changes)
 		default:
@@ -361,8 +363,12 @@ func (l *lane) applyOnce(ctx context.Context, g *group, sets bool) (err error) {
 
 // replan reports whether plans are to be made anew: a table that was small when its statements were planned may be large by
 // now. The server does so by itself only when a table was analysed.
-func (l *lane) replan() bool {
-	return l.groups%pruneEvery == 0 || (l.groups < pruneEvery && l.groups&(l.groups-1) == 0)
+func (l *lane) replan() bool { return replanAfter(l.groups) }
+
+// replanAfter says behind which groups, or pieces of one transaction, plans are made anew: at first each time that there are
+// twice as many.
+func replanAfter(n int) bool {
+	return n%pruneEvery == 0 || (n < pruneEvery && n&(n-1) == 0)
 }
 
 // more waits for the next piece of a transaction that is open.

@@ -8,7 +8,8 @@ import (
 
 // A transaction that is larger than a group comes in pieces, all of which are one target transaction. Each piece is applied
 // like a group: as statements over arrays, and if that does not work out, strictly in order. A savepoint before it is what
-// the second try goes back to, since what came before the piece is not kept.
+// the second try goes back to, since what came before the piece is not kept. Each is a sub-transaction, of which the shard's
+// snapshots name 64 at most; with more of them they look into pg_subtrans until the commit, which is slower for readers.
 
 // pieceBegins and pieceEnds enclose a piece that may have to be applied again.
 const (

@@ -36,6 +36,7 @@ type expected struct {
 	counts bool    // it must hit just as many rows as it names
 	set    int     // how many rows it names, when it stands for several changes; 0: one
 	parse  bool    // the answer to a Prepare
+	sync   bool    // the answer to a Sync
 	carry  *carry  // it returns these values
 }
 
@@ -221,8 +222,11 @@ func (r *pipelineRun) one(w expected) error {
 	if w.parse {
 		return nil
 	}
+	if _, synced := res.(*pgconn.PipelineSync); synced && w.sync {
+		return nil
+	}
 	rr, ok := res.(*pgconn.ResultReader)
-	if !ok {
+	if !ok || w.sync {
 		return fmt.Errorf("apply: unexpected result %T", res)
 	}
 	if w.carry != nil {

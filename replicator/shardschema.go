@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -163,7 +164,8 @@ type position struct {
 
 // takeLane makes this worker the only one that may commit at the shard: it raises the epoch under the row lock that
 // every group and every copy takes, and reads the position that is then certain. A zombie that holds the lock is
-// terminated: a server that was stopped or cut off in the middle of a copy would keep it for hours.
+// terminated: a server that was stopped or cut off in the middle of a copy would keep it for hours. So is every session of
+// the replication that runs ahead, since the lanes need the rows that it has locked.
 func takeLane(ctx context.Context, conn *pgx.Conn, replication string, epoch int64) (position, error) {
 	var p position
 	for try := 0; ; try++ {
@@ -188,15 +190,55 @@ func takeLane(ctx context.Context, conn *pgx.Conn, replication string, epoch int
 			return err
 		})
 		if err == nil {
-			return p, nil
+			// A session that runs ahead holds locks of rows, but this one only when it commits.
+			ended, err := endSides(ctx, conn, replication)
+			if err != nil || !ended {
+				return p, err
+			}
+			if try > takeTries {
+				return p, errSidesStay
+			}
+			continue // it may have committed just before
 		}
-		if !isLockTimeout(err) || try == 3 {
+		if !isLockTimeout(err) || try >= takeTries {
 			return p, fmt.Errorf("take over the shard: %w", err)
 		}
 		if _, err := conn.Exec(ctx, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 			WHERE datname = current_database() AND pid <> pg_backend_pid() AND application_name IN ($1, $2, $3)`,
 			laneName(replication), copyName(replication), aheadName(replication)); err != nil {
 			return p, fmt.Errorf("end the former worker's session: %w", err)
+		}
+	}
+}
+
+const (
+	// takeTries is how often a shard is tried to be taken over again, of which each ends what is in the way.
+	takeTries = 3
+	// endPatience is how long a session may take to end: the server looks for that within each statement.
+	endPatience = 10 * time.Second
+	endPoll     = 20 * time.Millisecond
+)
+
+var errSidesStay = tenant.Errorf(tenant.KindUnavailable, "former-session", "", "sessions that apply a transaction of this replication ahead of its commit do not end")
+
+// endSides ends the sessions of a replication that run ahead at a shard, waits until they are gone, and reports whether there
+// was any.
+func endSides(ctx context.Context, conn *pgx.Conn, replication string) (ended bool, err error) {
+	for since := time.Now(); ; ended = true {
+		var left int
+		// Of our roles only: others that take the name hold nothing that the lanes could not wait for as for anybody else.
+		err := conn.QueryRow(ctx, `SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+			WHERE datname = current_database() AND application_name = $1 AND pg_has_role(usesysid, 'USAGE')`, aheadName(replication)).Scan(&left)
+		switch {
+		case err != nil:
+			return ended, fmt.Errorf("end a session that runs ahead: %w", err)
+		case left == 0:
+			return ended, nil
+		case time.Since(since) > endPatience:
+			return ended, errSidesStay
+		}
+		if err := wait(ctx, endPoll); err != nil {
+			return ended, err
 		}
 	}
 }

@@ -22,7 +22,8 @@ const (
 	// aheadLock is how long a side waits for a lock itself, in the units of lock_timeout.
 	aheadLock = "1s"
 	// aheadForgotten ends the session of a server that was stopped or cut off, which would hold its locks until the network
-	// notices. A server that is alive looks each aheadPatrol.
+	// notices. A server that is alive looks each aheadPatrol. The shard counts from a synchronisation point on, see synced; one
+	// that was cut off in the midst of what it sent is ended by whoever takes the shard over.
 	aheadForgotten = "30s"
 )
 
@@ -79,7 +80,7 @@ const (
 // outcome says that this is not known.
 func (sd *side) apply(ctx context.Context) (o sideOutcome, err error) {
 	var run *pipelineRun
-	looked := time.Now()
+	looked, applied := time.Now(), 0
 	for whole := false; !whole; {
 		g, _, err := sd.l.in.take(ctx, aheadPatrol)
 		if err != nil {
@@ -100,6 +101,9 @@ func (sd *side) apply(ctx context.Context) (o sideOutcome, err error) {
 				if err := run.sets(ctx, g.changes); err != nil {
 					return o, err
 				}
+				if applied++; replanAfter(applied) {
+					run.exec("DISCARD PLANS")
+				}
 				if err := run.overlap(sent); err != nil {
 					return o, err
 				}
@@ -117,7 +121,7 @@ func (sd *side) apply(ctx context.Context) (o sideOutcome, err error) {
 	if run == nil {
 		return sideOutcome{has: true}, nil
 	}
-	if err := run.results(); err != nil {
+	if err := run.synced(); err != nil {
 		return o, err
 	}
 	pos, err := sd.await(ctx, run)
@@ -127,7 +131,7 @@ func (sd *side) apply(ctx context.Context) (o sideOutcome, err error) {
 	o.pos = position{seq: pos.seq + 1, lsn: max(sd.end, pos.lsn)}
 	run.advance(pos, o.pos.lsn)
 	run.query(unleadSQL, sd.l.replication)
-	if err := run.results(); err != nil {
+	if err := run.synced(); err != nil {
 		return o, err
 	}
 	if o.flushed, o.inserted, err = run.commit(); err != nil {
@@ -174,9 +178,22 @@ func (sd *side) await(ctx context.Context, run *pipelineRun) (position, error) {
 	}
 }
 
+// sync ends what is queued with a synchronisation point. The transaction stays open (manual, 55.2.3), and only behind one
+// does the server take the session for idle, whose idle_in_transaction_session_timeout runs then.
+func (r *pipelineRun) sync() {
+	r.p.SendPipelineSync()
+	r.want = append(r.want, expected{sync: true})
+}
+
+// synced reads everything that was sent so far, and leaves the session idle.
+func (r *pipelineRun) synced() error {
+	r.sync()
+	return r.results()
+}
+
 // overlap sends what is queued, and reads the first results only: those of what the server had before.
 func (r *pipelineRun) overlap(results int) error {
-	r.p.SendFlushRequest()
+	r.sync()
 	if err := r.p.Flush(); err != nil {
 		return asLost(r.l.conn.PgConn(), err)
 	}
@@ -196,7 +213,7 @@ func (r *pipelineRun) giveWay() error {
 		return err
 	}
 	r.p.SendQueryParams(waitedForSQL, nil, nil, nil, nil)
-	r.p.SendFlushRequest()
+	r.p.SendPipelineSync()
 	if err := r.p.Flush(); err != nil {
 		return asLost(r.l.conn.PgConn(), err)
 	}
@@ -214,6 +231,9 @@ func (r *pipelineRun) giveWay() error {
 	}
 	if _, err := rr.Close(); err != nil {
 		return asLost(r.l.conn.PgConn(), err)
+	}
+	if err := r.one(expected{sync: true}); err != nil {
+		return err
 	}
 	if waits {
 		return unusual("somebody waits for it")

@@ -183,6 +183,9 @@ func (s *stream) read(ctx context.Context) error {
 
 // data takes one message of the plugin: at once, or into the spool of the transaction in progress that it belongs to.
 func (s *stream) data(ctx context.Context, raw []byte, m *pgoutput.Message) error {
+	if s.ahead.over() { // it makes room for another, or for itself when it has doubled
+		s.stopAhead("it gave way")
+	}
 	if s.dec.Streaming() && len(raw) > 0 && pgoutput.Kind(raw[0]) != pgoutput.StreamStop {
 		if err := s.spools.add(raw); err != nil {
 			return err
