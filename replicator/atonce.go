@@ -78,6 +78,9 @@ func (l *lane) applyAtOnce(ctx context.Context, g *group, sts []statement, of []
 		return err
 	}
 	l.committed(position{seq: l.pos.seq + 1, lsn: end}, inserted, flushed, g.txns, len(g.changes))
+	l.mu.Lock()
+	l.small++
+	l.mu.Unlock()
 	return nil
 }
 

@@ -266,10 +266,10 @@ func (l *lane) giveStatement(c *change) (statement, error) {
 		return "WITH gone AS (DELETE FROM " + rel.target() + " WHERE " + where() + " RETURNING " + strings.Join(names, ", ") + ")"
 	}
 	if k.self {
-		return statement{shape: rel.shape('g', shape+mask.String()), args: args, sql: func() string { return gone() + " SELECT * FROM gone" }}, nil
+		return statement{shape: rel.shape('g', shape+mask.String()), args: args, pruned: rel.table.Partitioned, sql: func() string { return gone() + " SELECT * FROM gone" }}, nil
 	}
 	args = append(args, []byte(l.replication), []byte(k.lsn.String()), []byte(strconv.Itoa(k.ordinal)))
-	return statement{shape: rel.shape('G', shape+mask.String()), args: args, sql: func() string {
+	return statement{shape: rel.shape('G', shape+mask.String()), args: args, pruned: rel.table.Partitioned, sql: func() string {
 		return fmt.Sprintf(`%s, kept AS (INSERT INTO rehome.carry (replication, lsn, ordinal, name, value)
 			SELECT $%d::text, $%d::pg_lsn, $%d::int, v.name, v.value FROM gone, LATERAL (VALUES %s) v(name, value))
 			SELECT * FROM gone`, gone(), n+1, n+2, n+3, strings.Join(kept, ", "))

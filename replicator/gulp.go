@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -36,15 +37,21 @@ type gulp struct {
 	last     int // bytes that the last read brought
 	sock     syscall.RawConn
 
+	taken atomic.Bool // by the session that it is for
+
 	behind bool
 	pause  *time.Timer
 	done   <-chan struct{}
 }
 
-// gulpFrontend makes the session that is made with cfg read through a gulp.
+// gulpFrontend makes the session that is made with cfg read through a gulp. Once there is a session, take must be called:
+// others that the configuration, or a copy of it, is used for, as one that cancels a statement, are then read without it.
 func gulpFrontend(cfg *pgconn.Config) *gulp {
 	g := &gulp{buf: make([]byte, gulpBytes)}
 	cfg.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
+		if g.taken.Load() {
+			return pgproto3.NewFrontend(r, w)
+		}
 		// Another address may be tried after one that failed.
 		g.r, g.from, g.to = r, 0, 0
 		return pgproto3.NewFrontend(g, w)
@@ -52,6 +59,9 @@ func gulpFrontend(cfg *pgconn.Config) *gulp {
 	dial := cfg.DialFunc
 	cfg.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		c, err := dial(ctx, network, addr)
+		if g.taken.Load() {
+			return c, err
+		}
 		g.sock = nil
 		if t, ok := c.(*net.TCPConn); ok && err == nil {
 			g.sock, _ = t.SyscallConn() // without it there are more wake-ups, no more
@@ -60,6 +70,9 @@ func gulpFrontend(cfg *pgconn.Config) *gulp {
 	}
 	return g
 }
+
+// take ends the search for an address: the session that was made last is the one that is read.
+func (g *gulp) take() { g.taken.Store(true) }
 
 // Read implements io.Reader.
 func (g *gulp) Read(p []byte) (int, error) {

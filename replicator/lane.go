@@ -62,6 +62,7 @@ type lane struct {
 	current time.Time // commit time of the oldest transaction being applied; zero: none
 	txns    int64
 	rows    int64
+	small   int64 // groups that were sent with their COMMIT
 }
 
 // flushMark is a committed group that is on disk once the shard's WAL is flushed up to wal.
@@ -98,7 +99,7 @@ func laneSettings(pass string) map[string]string {
 		"lock_timeout":             "30s", // a forgotten session at the shard must show as an error, not as silence
 		"jit":                      "off",
 		// Plans are made without looking at the values, so for few rows: by the key's index, however many rows the arrays
-		// have; else a scan of the whole table may look cheaper than some thousand keys. See replan.
+		// have; else a scan of the whole table may look cheaper than some thousand keys. See replan, and planFor for partitions.
 		"plan_cache_mode": "force_generic_plan",
 	}
 }
@@ -253,7 +254,7 @@ func (l *lane) applyGroup(ctx context.Context, g *group) error {
 		return l.applyOnce(ctx, g, false)
 	}
 	err := l.applyOnce(ctx, g, true)
-	if err == nil || l.ends(ctx, err) {
+	if err == nil || (l.ends(ctx, err) && !tooMuch(err)) {
 		return err
 	}
 	if err := l.rollback(ctx); err != nil {
@@ -265,6 +266,13 @@ func (l *lane) applyGroup(ctx context.Context, g *group) error {
 // ends reports whether a group that failed is not to be tried again on the session.
 func (l *lane) ends(ctx context.Context, err error) bool {
 	return ctx.Err() != nil || l.conn.IsClosed() || IsRetryable(err) || errors.Is(err, ErrFenced)
+}
+
+// tooMuch reports whether the server had no memory for a statement, as its lock table has not for one over arrays that is
+// about a table of thousands of partitions: it locks all of them. A single row's locks its own.
+func tooMuch(err error) bool {
+	pe, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && pe.Code == "53200"
 }
 
 // rollback takes back a group that failed, so that it can be tried again on the same session.

@@ -2,7 +2,6 @@ package replicator
 
 import (
 	"context"
-	"errors"
 	"maps"
 )
 
@@ -23,7 +22,7 @@ func (r *pipelineRun) piece(ctx context.Context, g *group) error {
 	if g.ordered || g.ddl || len(g.changes) < minSet {
 		return r.ordered(ctx, g)
 	}
-	known := maps.Clone(r.l.prepared)
+	known, custom := maps.Clone(r.l.prepared), r.custom
 	r.exec(pieceBegins)
 	err := r.sets(ctx, g.changes)
 	if err == nil {
@@ -33,7 +32,7 @@ func (r *pipelineRun) piece(ctx context.Context, g *group) error {
 		r.exec(pieceEnds)
 		return nil
 	}
-	if ctx.Err() != nil || r.l.conn.IsClosed() || IsRetryable(err) || errors.Is(err, ErrFenced) {
+	if r.l.ends(ctx, err) && !tooMuch(err) {
 		return err
 	}
 	r.abandon()
@@ -41,7 +40,7 @@ func (r *pipelineRun) piece(ctx context.Context, g *group) error {
 		return asLost(r.l.conn.PgConn(), err)
 	}
 	// What was prepared behind the statement that failed does not exist.
-	r.l.prepared, r.want, r.sent = known, r.want[:0], 0
+	r.l.prepared, r.want, r.sent, r.custom = known, r.want[:0], 0, custom
 	r.exec(pieceAgain)
 	r.exec(pieceEnds)
 	return r.ordered(ctx, g)

@@ -28,6 +28,8 @@ type pipelineRun struct {
 	p    *pgconn.Pipeline
 	want []expected // results that are still to be read
 	sent int        // bytes of values since results were last read
+
+	custom bool // plans are made with the values: plan_cache_mode of the transaction, see planFor
 }
 
 // expected is what a result must be.
@@ -177,7 +179,23 @@ func (r *pipelineRun) sets(ctx context.Context, cs []change) error {
 	return nil
 }
 
+// planFor sets what the server plans a statement with. A plan that is made without the values has all partitions of its
+// tables, and locks them whenever it is used, though only one is looked into: with some thousands of them the server's lock
+// table is too small. One that is made with the values has, and locks, those that they belong to.
+func (r *pipelineRun) planFor(st statement) {
+	if st.placed || st.pruned == r.custom {
+		return
+	}
+	r.custom = st.pruned
+	mode := "force_generic_plan" // of laneSettings
+	if r.custom {
+		mode = "force_custom_plan"
+	}
+	r.exec("SET LOCAL plan_cache_mode = " + mode)
+}
+
 func (r *pipelineRun) send(st statement, want expected) error {
+	r.planFor(st)
 	name, ok := r.l.prepared[st.shape]
 	if !ok {
 		name = r.prepare(st.shape, st.sql())

@@ -53,7 +53,7 @@ func renumberStatement(c *change, numbered []int) (statement, error) {
 		}
 	}
 	return statement{
-		shape: r.shape('N', mask+string(present)+shape), args: append(args, whereArgs...), counts: true,
+		shape: r.shape('N', mask+string(present)+shape), args: append(args, whereArgs...), counts: true, pruned: r.table.Partitioned,
 		sql: func() string {
 			var set, same, names []string
 			for i := range mask {

@@ -89,15 +89,21 @@ func connectReplication(ctx context.Context, dsn tenant.DSN, name string) (*pgco
 	if err != nil {
 		return nil, nil, err
 	}
-	g := gulpFrontend(&cfg.Config)
+	return openReplication(ctx, dsn, &cfg.Config, name)
+}
+
+// openReplication is connectReplication with a configuration that was made of the connection string.
+func openReplication(ctx context.Context, dsn tenant.DSN, cfg *pgconn.Config, name string) (*pgconn.PgConn, *gulp, error) {
+	g := gulpFrontend(cfg)
 	maps.Copy(cfg.RuntimeParams, textSettings)
 	maps.Copy(cfg.RuntimeParams, limitless)
 	cfg.RuntimeParams["replication"] = "database"
 	cfg.RuntimeParams["application_name"] = name
-	conn, err := pgconn.ConnectConfig(ctx, &cfg.Config)
+	conn, err := pgconn.ConnectConfig(ctx, cfg)
 	if err != nil {
 		return nil, nil, connectError(dsn, err)
 	}
+	g.take()
 	if _, err := conn.Exec(ctx, limitlessLater).ReadAll(); err != nil {
 		closePgSoon(conn)
 		return nil, nil, connectError(dsn, err)

@@ -17,6 +17,8 @@ type statement struct {
 	sql    func() string
 	args   [][]byte
 	counts bool // exactly one row must be hit
+	pruned bool // its values say which partitions it is about, see pipelineRun.planFor
+	placed bool // one row's INSERT, whose plan is the same with its values and without
 }
 
 // statements makes the SQL of a change. All of it is bound, nothing is quoted into the text but identifiers.
@@ -47,7 +49,7 @@ func insertStatement(c *change) (statement, error) {
 		}
 	}
 	return statement{
-		shape: r.shape('I', ""), args: args,
+		shape: r.shape('I', ""), args: args, placed: true,
 		sql: func() string {
 			if len(r.columns) == 0 {
 				return "INSERT INTO " + r.name.Quoted() + " DEFAULT VALUES"
@@ -94,7 +96,7 @@ func updateStatement(c *change) (statement, error) {
 	}
 	args = append(args, whereArgs...)
 	return statement{
-		shape: r.shape('U', mask+shape), args: args, counts: true,
+		shape: r.shape('U', mask+shape), args: args, counts: true, pruned: r.table.Partitioned,
 		sql: func() string {
 			var b strings.Builder
 			for n, i := range set {
@@ -118,7 +120,7 @@ func deleteStatement(c *change) (statement, error) {
 		return statement{}, err
 	}
 	return statement{
-		shape: c.rel.shape('D', shape), args: args, counts: !c.anywhere,
+		shape: c.rel.shape('D', shape), args: args, counts: !c.anywhere, pruned: c.rel.table.Partitioned,
 		sql: func() string { return "DELETE FROM " + c.rel.target() + " WHERE " + where() },
 	}, nil
 }

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgproto3"
 )
 
 // ErrLost is what a call gets whose connection was found to be open on this side only.
@@ -98,6 +99,8 @@ func (g *conn) arm(cfg *pgconn.Config, pid uint32) {
 	own := cfg.Copy()
 	// The fallbacks stay: with or without TLS, by whichever of the names, this server once let us in.
 	own.AfterNetConnect, own.AfterConnect, own.ValidateConnect = nil, nil, nil
+	// What the session is read through is its own: built once more, for the probe, it would lose what it has read.
+	own.BuildFrontend, own.OnNotice, own.OnNotification = pgproto3.NewFrontend, nil, nil
 	own.ConnectTimeout = probeTimeout
 	own.RuntimeParams = maps.Clone(own.RuntimeParams)
 	delete(own.RuntimeParams, "replication")

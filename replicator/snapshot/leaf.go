@@ -61,7 +61,8 @@ type Result struct {
 
 // CopyLeaf copies one leaf relation to the targets. It changes settings that matter for the texts of values, of the
 // running transactions only (SET LOCAL), search_path among them, which is empty afterwards. On success the rows are in
-// the targets' open transactions; nothing is committed. Errors: ErrRewritten, ErrDamaged, ErrNullRealm, ErrCount,
+// the targets' open transactions; nothing is committed. After an error the caller rolls all of them back or closes the
+// sessions, whatever pgconn says of them (see copyOut). Errors: ErrRewritten, ErrDamaged, ErrNullRealm, ErrCount,
 // those of Postgres (pgconn.PgError) and of the context, wrapped with the table's name and the side.
 func CopyLeaf(ctx context.Context, spec Spec) (Result, error) {
 	res, err := copyLeaf(ctx, spec)

@@ -15,7 +15,8 @@ import (
 const lastWords = time.Second
 
 // copyIn runs a COPY … FROM STDIN whose data come from p, each buffer as one message, without copying it. When p fails the
-// server is told so with the reason. The session is usable afterwards, or closed.
+// server is told so with the reason. The session is usable afterwards, or closed; see copyOut for what it says of its
+// transaction.
 func copyIn(ctx context.Context, pc *pgconn.PgConn, sql string, p *pipe) (rows int64, err error) {
 	w, err := openWire(ctx, pc, sql)
 	if err != nil {
@@ -37,12 +38,12 @@ func copyIn(ctx context.Context, pc *pgconn.PgConn, sql string, p *pipe) (rows i
 	switch {
 	case !stopWatch():
 		return 0, w.abandon(context.Cause(ctx))
-	case w.failed != nil && readErr == nil:
+	case w.failed != nil && readErr == nil && writeErr == nil:
 		if sendErr != nil {
 			return 0, sendErr // the server's error is the one that it was told
 		}
 		return 0, w.failed
-	case w.failed != nil:
+	case w.failed != nil: // half a message may have been sent
 		return 0, w.abandon(w.failed)
 	case readErr != nil && (writeErr == nil || !isTimeout(readErr)):
 		return 0, w.abandon(readErr)

@@ -164,10 +164,7 @@ func (w *wire) control(kind byte, size int) (ready bool, err error) {
 			return false, e // nothing follows
 		}
 	case 'Z': // ReadyForQuery
-		if w.r != w.w {
-			return false, fmt.Errorf("%w: %d bytes follow its end", errOutOfStep, w.w-w.r)
-		}
-		return true, nil
+		return true, w.aside()
 	case 'c', 'H', 'G', 'N', 'S', 'A': // CopyDone, CopyOutResponse, CopyInResponse, notices, settings, notifications
 	default:
 		return false, fmt.Errorf("%w: type %q", errOutOfStep, kind)
@@ -175,8 +172,32 @@ func (w *wire) control(kind byte, size int) (ready bool, err error) {
 	return false, nil
 }
 
+// aside takes what came behind the end: a server may tell of settings, notices and notifications at any time (manual,
+// 55.2.7). What was begun is read to its end, since pgconn must find the beginning of a message.
+func (w *wire) aside() error {
+	for w.r != w.w {
+		kind, size, err := w.next()
+		if err != nil {
+			return err
+		}
+		switch kind {
+		case 'S', 'N', 'A', 'E':
+			if _, err := w.control(kind, size); err != nil {
+				return err
+			}
+			if kind == 'E' { // it ended the session, or belongs to nothing
+				return w.failed
+			}
+		default:
+			return fmt.Errorf("%w: type %q follows its end", errOutOfStep, kind)
+		}
+	}
+	return nil
+}
+
 // copyOut runs a COPY … TO STDOUT and gives its rows to out, in pieces of at most a row. Memory does not grow with the
-// largest row. The session is usable afterwards, or closed.
+// largest row. The session is usable afterwards, or closed. After an error its transaction has failed, which pgconn does not
+// know (TxStatus is that of before): the caller must roll it back, or close the session.
 func copyOut(ctx context.Context, pc *pgconn.PgConn, sql string, out io.Writer) (rows int64, err error) {
 	w, err := openWire(ctx, pc, sql)
 	if err != nil {
