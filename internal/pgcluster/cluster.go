@@ -293,6 +293,7 @@ func (c *Cluster) Remove() error {
 	if err := c.Kill(); err != nil {
 		return err
 	}
+	removeSegment(c.data())
 	if err := os.RemoveAll(c.dir); err != nil {
 		return fmt.Errorf("remove a cluster: %w", err)
 	}
