@@ -52,17 +52,8 @@ func hitsOne(sql string) string {
 
 // applyAtOnce sends a small group with its COMMIT. After an error the transaction is to be rolled back.
 func (l *lane) applyAtOnce(ctx context.Context, g *group, sts []statement, of []*change) (err error) {
-	p := l.conn.PgConn().StartPipeline(ctx)
-	run, kept := pipelineRun{l: l, p: p}, l.keptCarry
-	defer func() {
-		if err != nil {
-			run.abandon()
-			l.keptCarry = max(l.keptCarry, kept)
-		}
-		if cerr := p.Close(); err == nil && cerr != nil {
-			err = cerr
-		}
-	}()
+	run, finish := l.startRun(ctx)
+	defer func() { err = finish(err) }()
 	run.exec("BEGIN")
 	end := max(g.end, l.pos.lsn)
 	run.advance(l.pos, end)

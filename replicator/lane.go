@@ -288,15 +288,12 @@ func (l *lane) rollback(ctx context.Context) error {
 	return nil
 }
 
-// applyOnce runs a group, and the pieces that follow while its last transaction is open, as one target transaction.
-//
-// The progress row goes first: the reverse direction recognises our transactions by the row that leads them. When the
-// end of the last transaction is not known yet, the row carries its commit position, and a second one at the end carries
-// the end.
-func (l *lane) applyOnce(ctx context.Context, g *group, sets bool) (err error) {
+// startRun begins a run of statements on the lane's session. finish ends it, whatever became of it, and passes its error on.
+func (l *lane) startRun(ctx context.Context) (run *pipelineRun, finish func(error) error) {
 	p := l.conn.PgConn().StartPipeline(ctx)
-	run, kept := pipelineRun{l: l, p: p}, l.keptCarry
-	defer func() {
+	run = &pipelineRun{l: l, p: p}
+	kept := l.keptCarry
+	return run, func(err error) error {
 		if err != nil {
 			run.abandon()
 			l.keptCarry = max(l.keptCarry, kept)
@@ -304,7 +301,18 @@ func (l *lane) applyOnce(ctx context.Context, g *group, sets bool) (err error) {
 		if cerr := p.Close(); err == nil && cerr != nil {
 			err = cerr
 		}
-	}()
+		return err
+	}
+}
+
+// applyOnce runs a group, and the pieces that follow while its last transaction is open, as one target transaction.
+//
+// The progress row goes first: the reverse direction recognises our transactions by the row that leads them. When the
+// end of the last transaction is not known yet, the row carries its commit position, and a second one at the end carries
+// the end.
+func (l *lane) applyOnce(ctx context.Context, g *group, sets bool) (err error) {
+	run, finish := l.startRun(ctx)
+	defer func() { err = finish(err) }()
 	run.exec("BEGIN")
 	pos, end, marker, txns, rows := l.pos, max(g.end, l.pos.lsn), g.marker, 0, 0
 	lead := end
