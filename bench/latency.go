@@ -114,7 +114,7 @@ func (b *drainBed) pings(ctx context.Context, f follower, until time.Time) (late
 			case time.Since(sent) > time.Minute:
 				return nil, errors.New("a ping did not arrive within a minute")
 			default:
-				if err := pause(ctx, lookPause); err != nil {
+				if err := doze(ctx, lookPause); err != nil {
 					return nil, err
 				}
 			}
