@@ -126,9 +126,9 @@ func roundSeconds(id string) (scaled, fixed float64) {
 	case "C":
 		return 20, 12
 	case "D":
-		return 70, 20
+		return 190, 30
 	case "E":
-		return 15, 10
+		return 40, 15
 	case "F":
 		return 30, 8
 	}

@@ -14,9 +14,9 @@ const (
 )
 
 // newSuite makes a source database and a server. What it made is undone by close, also when it fails half-way.
-func newSuite(ctx context.Context, b *Bench, database, realm string, fill func(context.Context, *drainBed) error) (*drainSuite, error) {
-	s := &drainSuite{bench: b, run: b.newRun(database, "", 0), preloaded: b.newRun(database, "", 0), out: map[string]bool{}}
-	if PglogicalMissing(ctx, b.Rig) == "" && b.Wants(pglogicalName) {
+func newSuite(ctx context.Context, b *Bench, round int, database, realm string, fill func(context.Context, *drainBed) error) (*drainSuite, error) {
+	s := &drainSuite{bench: b, round: round, run: b.newRun(database, "", 0), preloaded: b.newRun(database, "", 0), out: map[string]bool{}}
+	if PglogicalMissing(ctx, b.Rig) == "" && b.Wants(pglogicalName) && s.due(pglogicalName) {
 		// All follow the same source, which has its library loaded. Its target is a server of its own: nobody can drop a database
 		// while it is loaded, as Rehome does before it makes one.
 		c, err := b.Rig.cluster(ctx, "pglogical-"+database)
@@ -63,8 +63,8 @@ func (s *drainSuite) add(who ...follower) {
 }
 
 // smallSource makes the tables of the small and the large transactions, with their rows.
-func smallSource(ctx context.Context, b *Bench, scale float64) (*drainSuite, error) {
-	return newSuite(ctx, b, smallDB, "realm_id", func(ctx context.Context, bed *drainBed) error { return fillSmall(ctx, bed, scale) })
+func smallSource(ctx context.Context, b *Bench, round int, scale float64) (*drainSuite, error) {
+	return newSuite(ctx, b, round, smallDB, "realm_id", func(ctx context.Context, bed *drainBed) error { return fillSmall(ctx, bed, scale) })
 }
 
 func fillSmall(ctx context.Context, bed *drainBed, scale float64) error {
@@ -73,8 +73,8 @@ func fillSmall(ctx context.Context, bed *drainBed, scale float64) error {
 		bed.exec(ctx, `CREATE PUBLICATION `+publication+` FOR TABLE items, entries, bulk, pings, arrived`), bed.exec(ctx, `VACUUM ANALYZE`))
 }
 
-func smallSuite(ctx context.Context, b *Bench, scale float64) (*drainSuite, error) {
-	s, err := smallSource(ctx, b, scale)
+func smallSuite(ctx context.Context, b *Bench, round int, scale float64) (*drainSuite, error) {
+	s, err := smallSource(ctx, b, round, scale)
 	if err != nil {
 		return s, err
 	}
@@ -93,8 +93,8 @@ func smallSuite(ctx context.Context, b *Bench, scale float64) (*drainSuite, erro
 	return s, nil
 }
 
-func tpcbSuite(ctx context.Context, b *Bench, scale float64) (*drainSuite, error) {
-	s, err := newSuite(ctx, b, tpcbDB, "bid", func(ctx context.Context, bed *drainBed) error {
+func tpcbSuite(ctx context.Context, b *Bench, round int, scale float64) (*drainSuite, error) {
+	s, err := newSuite(ctx, b, round, tpcbDB, "bid", func(ctx context.Context, bed *drainBed) error {
 		bed.number = true
 		cmd, done, err := pgbenchCommand(ctx, b.Rig.Source, tpcbDB, "", false, "-i", "-q", "-s", strconv.Itoa(tpcbScale))
 		if err != nil {

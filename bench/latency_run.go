@@ -33,14 +33,14 @@ func (w *latencyWorkload) length() time.Duration {
 }
 
 func (w *latencyWorkload) Round(ctx context.Context, b *Bench, round int) (err error) {
-	s, err := smallSource(ctx, b, w.scale)
+	s, err := smallSource(ctx, b, round, w.scale)
 	if s != nil {
 		defer func() { err = errors.Join(err, s.close(context.WithoutCancel(ctx))) }()
 	}
 	if err != nil {
 		return err
 	}
-	s.round, s.cases = round, []string{latencyCase}
+	s.cases = []string{latencyCase}
 	at := b.Rig.Targets[0]
 	s.add(
 		&subscription{bed: s.bed, at: at, name: nativeName, db: "d_text", schema: smallDDL},
