@@ -24,8 +24,9 @@ const (
 type ledger struct {
 	e *Engine
 
-	mu     sync.Mutex // held while figures are written, so that none comes after its unit is done
-	active map[unitName]*snapshot.Counters
+	mu       sync.Mutex // held while figures are written, so that none comes after its unit is done
+	active   map[unitName]*snapshot.Counters
+	recorded map[unitName]bool // of those that are under way; settleAgain took away what there was before
 }
 
 type unitName struct {
@@ -36,26 +37,41 @@ type unitName struct {
 func (u unit) name() unitName { return unitName{u.relation(), u.number()} }
 
 func newLedger(e *Engine) *ledger {
-	return &ledger{e: e, active: map[unitName]*snapshot.Counters{}}
+	return &ledger{e: e, active: map[unitName]*snapshot.Counters{}, recorded: map[unitName]bool{}}
 }
 
-// begin opens the counters of a unit. Those of a unit that fails stay, for the last record.
-func (b *ledger) begin(u unit) *snapshot.Counters {
+// begin opens the counters of units. Those of units that fail stay, for the last record.
+func (b *ledger) begin(units []unit) []*snapshot.Counters {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	c := new(snapshot.Counters)
-	b.active[u.name()] = c
-	return c
+	out := make([]*snapshot.Counters, len(units))
+	for i, u := range units {
+		out[i] = new(snapshot.Counters)
+		b.active[u.name()] = out[i]
+	}
+	return out
 }
 
-// finish removes the record of a unit that every shard has.
-func (b *ledger) finish(ctx context.Context, u unit, first *pgx.Conn) error {
+// finish removes the records of units that every shard has. Most are done before there is one.
+func (b *ledger) finish(ctx context.Context, units []unit, first *pgx.Conn) error {
+	var relations []string
+	var numbers []int
 	b.mu.Lock()
-	delete(b.active, u.name())
+	for _, u := range units {
+		delete(b.active, u.name())
+		if b.recorded[u.name()] {
+			delete(b.recorded, u.name())
+			relations, numbers = append(relations, u.relation()), append(numbers, u.number())
+		}
+	}
 	b.mu.Unlock()
-	_, err := first.Exec(ctx, `DELETE FROM rehome.unfinished WHERE replication = $1 AND relation = $2 AND chunk = $3`, b.e.cfg.Replication, u.relation(), u.number())
+	if len(relations) == 0 {
+		return nil
+	}
+	_, err := first.Exec(ctx, `DELETE FROM rehome.unfinished f USING unnest($2::text[], $3::int[]) u(relation, chunk)
+		WHERE f.replication = $1 AND f.relation = u.relation AND f.chunk = u.chunk`, b.e.cfg.Replication, relations, numbers)
 	if err != nil {
-		return fmt.Errorf("remove the record of %s: %w", u, err)
+		return fmt.Errorf("remove the record of %s: %w", named(units), err)
 	}
 	return nil
 }
@@ -98,6 +114,7 @@ func (b *ledger) write(ctx context.Context, conn *pgx.Conn) error {
 	}
 	batch := &pgx.Batch{}
 	for u, c := range b.active {
+		b.recorded[u] = true
 		batch.Queue(`INSERT INTO rehome.unfinished (replication, relation, chunk, rows, bytes)
 			SELECT $1, $2, $3, $4, $5 WHERE EXISTS (SELECT FROM rehome.applier WHERE replication = $1 AND epoch = $6)
 			ON CONFLICT (replication, relation, chunk) DO UPDATE SET rows = excluded.rows, bytes = excluded.bytes`,

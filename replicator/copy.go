@@ -3,7 +3,6 @@ package replicator
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -12,10 +11,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/rehomedb/rehome/replicator/snapshot"
 	"github.com/rehomedb/rehome/tenant"
 )
 
@@ -34,15 +31,15 @@ func (e *Engine) copyTables(ctx context.Context, snap *view, notes copyNotes, bu
 		return false, err
 	}
 	var mu sync.Mutex
-	next := func() (unit, bool) {
+	next := func() []unit {
 		mu.Lock()
 		defer mu.Unlock()
 		if len(jobs) == 0 {
-			return unit{}, false
+			return nil
 		}
 		j := jobs[0]
 		jobs = jobs[1:]
-		return j, true
+		return j
 	}
 	book := newLedger(e)
 	g, ctx := errgroup.WithContext(ctx)
@@ -70,20 +67,18 @@ func (e *Engine) copyTables(ctx context.Context, snap *view, notes copyNotes, bu
 				if err := e.throttle.wait(ctx, 0); err != nil {
 					return err
 				}
-				j, ok := next()
-				if !ok {
+				j := next()
+				if j == nil {
 					return nil
 				}
-				err := w.copy(ctx, j)
-				if errors.Is(err, snapshot.ErrRewritten) {
-					e.log.Info("a relation was rewritten since the snapshot; it is copied under a later one", "relation", j.relation())
+				left, err := w.copy(ctx, j)
+				if err != nil {
+					return err
+				}
+				if left {
 					mu.Lock()
 					rewritten = true
 					mu.Unlock()
-					continue
-				}
-				if err != nil {
-					return err
 				}
 			}
 		})
@@ -135,8 +130,8 @@ func (e *Engine) copyLeft(ctx context.Context, snap *view) (rewritten bool, err 
 	return e.copyTables(ctx, snap, notes, nil)
 }
 
-// planCopy lists the units of all tables that are not copied yet.
-func (e *Engine) planCopy(ctx context.Context, snap *view, notes copyNotes) ([]unit, error) {
+// planCopy lists the units of all tables that are not copied yet, in the portions that a worker takes at once.
+func (e *Engine) planCopy(ctx context.Context, snap *view, notes copyNotes) ([][]unit, error) {
 	p := &planner{e: e, snap: snap, notes: notes}
 	defer p.close()
 	var jobs []unit
@@ -152,144 +147,7 @@ func (e *Engine) planCopy(ctx context.Context, snap *view, notes copyNotes) ([]u
 		jobs = append(jobs, units...)
 	}
 	slices.SortStableFunc(jobs, func(a, b unit) int { return cmp.Compare(b.size, a.size) })
-	return jobs, nil
-}
-
-// copyWorker copies one unit after another on sessions of its own.
-type copyWorker struct {
-	e      *Engine
-	snap   *view
-	book   *ledger
-	build  *early // nil: indexes are created behind the copy only
-	source *pgx.Conn
-	shards []*pgx.Conn
-}
-
-func (w *copyWorker) close() {
-	closeSoon(w.source)
-	for _, c := range w.shards {
-		closeSoon(c)
-	}
-	w.source, w.shards = nil, nil
-}
-
-func (w *copyWorker) open(ctx context.Context) (err error) {
-	if w.source != nil {
-		return nil
-	}
-	if w.source, err = w.e.src.reader(ctx, w.snap.name, "copy"); err != nil {
-		return err
-	}
-	for _, sh := range w.e.cfg.Shards {
-		c, err := w.e.shardSession(ctx, sh, "copy")
-		if err != nil {
-			return err
-		}
-		w.shards = append(w.shards, c)
-	}
-	return nil
-}
-
-// copy brings one unit to all shards: at each shard the rows, the removal of what an earlier try left there, and the note
-// that it is done commit together. A shard that committed while another failed is emptied of it later, since only
-// agreement counts.
-func (w *copyWorker) copy(ctx context.Context, j unit) (err error) {
-	defer func() {
-		if err != nil {
-			w.close()
-		}
-	}()
-	if err := w.open(ctx); err != nil {
-		return err
-	}
-	targets := make([]*pgconn.PgConn, len(w.shards))
-	for i, c := range w.shards {
-		if err := w.begin(ctx, c, j, i); err != nil {
-			return fmt.Errorf("copy %s: shard %s: %w", j, w.e.cfg.Shards[i].Name, err)
-		}
-		targets[i] = c.PgConn()
-	}
-	j.stat.begin()
-	counters := w.book.begin(j)
-	undo := j.stat.count(counters)
-	res, err := snapshot.CopyLeaf(ctx, snapshot.Spec{
-		Table: j.table.Name, Leaf: j.leaf, Part: j.part(), Columns: j.table.Copied(), RealmKey: j.table.RealmKey,
-		Source: w.source.PgConn(), Targets: targets, Route: w.e.router.lane, Freeze: j.chunk == nil, Counters: counters,
-		Pace: w.e.throttle.wait, Text: slices.ContainsFunc(w.shards, needsText),
-	})
-	if err != nil {
-		undo()
-		return copyError(err)
-	}
-	for i, c := range w.shards {
-		bytes := res.Bytes
-		if j.table.Sharded() && i > 0 {
-			bytes = 0 // the stream was one; its bytes are counted once
-		}
-		if err := w.commit(ctx, c, j, res.PerTarget[i], bytes); err != nil {
-			undo()
-			return fmt.Errorf("copy %s: shard %s: %w", j, w.e.cfg.Shards[i].Name, err)
-		}
-	}
-	j.stat.finishUnit(counters, res.Rows, res.Bytes)
-	if err := w.book.finish(ctx, j, w.shards[0]); err != nil {
-		return err
-	}
-	if err := w.e.cfg.Journal.CopiedTable(ctx, j.relation(), j.number(), w.snap.lsn, res.Rows, res.Bytes); err != nil {
-		return err
-	}
-	w.build.add(j)
-	return nil
-}
-
-func copyError(err error) error {
-	if errors.Is(err, snapshot.ErrNullRealm) {
-		return stop("row-without-realm", "give every row a realm at the source, or declare the table with --reference; then start again", "%v", err)
-	}
-	return err
-}
-
-func (w *copyWorker) begin(ctx context.Context, c *pgx.Conn, j unit, shard int) error {
-	if _, err := c.Exec(ctx, "BEGIN"); err != nil {
-		return err
-	}
-	if err := w.e.ownShared(ctx, c); err != nil {
-		return err
-	}
-	var err error
-	switch {
-	case j.chunk == nil:
-		_, err = c.Exec(ctx, "TRUNCATE ONLY "+j.leaf.Name.Quoted())
-	case j.redo != nil && j.redo[shard]:
-		target := "ONLY "
-		if j.table.Partitioned {
-			target = "" // a chunk of keys lies in all the leaves
-		}
-		_, err = c.Exec(ctx, "DELETE FROM "+target+j.leaf.Name.Quoted()+" WHERE "+j.chunk.where())
-	}
-	return err
-}
-
-func (w *copyWorker) commit(ctx context.Context, c *pgx.Conn, j unit, rows, bytes int64) error {
-	if j.chunk != nil {
-		tag, err := c.Exec(ctx, `UPDATE rehome.chunks SET watermark = $4::pg_lsn, rows = $5, bytes = $6 WHERE replication = $1 AND relation = $2 AND chunk = $3`,
-			w.e.cfg.Replication, j.relation(), j.chunk.number, w.snap.lsn.String(), rows, bytes)
-		if err != nil {
-			return err
-		}
-		if tag.RowsAffected() != 1 {
-			return fmt.Errorf("%w: the plan of %s is gone", ErrFenced, j) // only who owns the shard changes it
-		}
-	} else {
-		_, err := c.Exec(ctx, `INSERT INTO rehome.copied (replication, relation, watermark, rows, bytes) VALUES ($1, $2, $3::pg_lsn, $4, $5)
-			ON CONFLICT (replication, relation) DO UPDATE SET watermark = excluded.watermark, rows = excluded.rows, bytes = excluded.bytes`,
-			w.e.cfg.Replication, j.relation(), w.snap.lsn.String(), rows, bytes)
-		if err != nil {
-			return err
-		}
-	}
-	_, err := c.Exec(ctx, "COMMIT")
-	return err
+	return portions(jobs, e.throttle.workers()), nil
 }
 
 // freeze does for tables that came in chunks what COPY FREEZE did for the others: vacuum would otherwise write all their

@@ -1,6 +1,7 @@
 package replicator
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -92,31 +93,30 @@ func (b *early) signal() {
 	b.changed = make(chan struct{})
 }
 
-// next waits for a table and takes the largest. ok is false when there will be none.
-func (b *early) next(ctx context.Context, shard int, last bool) (t *catalog.Table, ok bool) {
+// next waits for a table and takes the largest, or several small ones: none when there will be none.
+func (b *early) next(ctx context.Context, shard int, last bool) []*catalog.Table {
 	for {
 		b.mu.Lock()
 		if ready := b.ready[shard]; len(ready) > 0 && (b.ended || !last) {
-			at := 0
-			for i := range ready {
-				if ready[i].Bytes > ready[at].Bytes {
-					at = i
-				}
+			slices.SortStableFunc(ready, func(x, y *catalog.Table) int { return cmp.Compare(y.Bytes, x.Bytes) })
+			n := 1
+			for ready[0].Bytes <= smallTable && n < min(len(ready), portionUnits) {
+				n++
 			}
-			t = ready[at]
-			b.ready[shard] = slices.Delete(ready, at, at+1)
+			out := slices.Clone(ready[:n])
+			b.ready[shard] = slices.Delete(ready, 0, n)
 			b.mu.Unlock()
-			return t, true
+			return out
 		}
 		ended, changed := b.ended, b.changed
 		b.mu.Unlock()
 		if ended {
-			return nil, false
+			return nil
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return nil, false
+			return nil
 		}
 	}
 }
@@ -130,25 +130,31 @@ func (b *early) work(ctx context.Context, shard int, last bool) {
 		}
 	}()
 	for {
-		t, ok := b.next(ctx, shard, last)
-		if !ok {
+		tables := b.next(ctx, shard, last)
+		if len(tables) == 0 {
 			return
+		}
+		names := make([]tenant.TableName, len(tables))
+		for i, t := range tables {
+			names[i] = t.Name
 		}
 		var err error
 		if builder == nil {
 			builder, err = b.archive.Builder(ctx, sh.DSN, b.e.cfg.Replication)
 		}
 		if err == nil {
-			err = builder.Table(ctx, t.Name)
+			err = builder.Tables(ctx, names)
 		}
 		if err != nil {
 			if ctx.Err() == nil {
-				b.e.log.Info("indexes are not created during the copy", "shard", sh.Name, "relation", t.Name.String(), "error", err)
+				b.e.log.Info("indexes are not created during the copy", "shard", sh.Name, "relation", names[0].String(), "error", err)
 			}
 			return
 		}
 		b.mu.Lock()
-		b.analysed[shard][t.Name] = true
+		for _, n := range names {
+			b.analysed[shard][n] = true
+		}
 		b.mu.Unlock()
 	}
 }

@@ -22,7 +22,7 @@ import (
 // machine does, unlike the time by the clock. Settings, all optional:
 //
 //	REHOME_BENCH_SCALE   fraction of dataset A (pgbench of scale 50 and 1M documents); default 0.02
-//	REHOME_BENCH_DATA    A (default), many (tables of 500 rows each), tiny (one row)
+//	REHOME_BENCH_DATA    A (default), many (tables of 500 rows each), narrow (such of three numbers and a key), tiny (one row)
 //	REHOME_BENCH_SHARDS  how many shards; default 1
 //	REHOME_BENCH_PROFILE a file for a CPU profile of this process
 func BenchmarkCopyCost(b *testing.B) {
@@ -122,6 +122,13 @@ func costOnce(b *testing.B, source *pgcluster.Cluster, clusters []*pgcluster.Clu
 func costDataset(name string, scale float64, keys map[string]string) string {
 	var sql strings.Builder
 	switch name {
+	case "narrow":
+		keys["public.*"] = "realm_id"
+		for i := range max(1, int(2000*scale)) {
+			fmt.Fprintf(&sql, `CREATE TABLE t%[1]d (id bigint NOT NULL, realm_id int NOT NULL, n int NOT NULL, PRIMARY KEY (id, realm_id));
+				INSERT INTO t%[1]d SELECT g, g * 7919::bigint %% 1000, 0 FROM generate_series(1, 500) g;`, i)
+		}
+		return sql.String()
 	case "tiny":
 		keys["public.one"] = "realm_id"
 		return `CREATE TABLE one (id int PRIMARY KEY, realm_id text NOT NULL); INSERT INTO one VALUES (1, 'a')`

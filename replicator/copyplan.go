@@ -28,7 +28,7 @@ const (
 	blockSize   = 8192
 )
 
-// unit is what one transaction per shard copies: a leaf, or a chunk.
+// unit is the least that a transaction per shard copies: a leaf, or a chunk.
 type unit struct {
 	table *catalog.Table
 	leaf  catalog.Leaf // of a chunk of keys only its name counts: the table's
@@ -52,6 +52,25 @@ func (u unit) String() string {
 		return "table " + u.relation()
 	}
 	return fmt.Sprintf("chunk %d of table %s", u.chunk.number, u.relation())
+}
+
+// named names the units of a portion in an error that is not of one of them.
+func named(units []unit) string {
+	if len(units) == 1 {
+		return units[0].String()
+	}
+	return fmt.Sprintf("%s and %d more", units[0], len(units)-1)
+}
+
+// frozen says that the rows come by COPY FREEZE, into a table that is truncated in the same transaction.
+func (u unit) frozen() bool { return u.chunk == nil && !u.small() }
+
+// leaves are the relations that are read.
+func (u unit) leaves() []catalog.Leaf {
+	if part := u.part(); part != nil {
+		return part.Leaves
+	}
+	return []catalog.Leaf{u.leaf}
 }
 
 // part is what CopyLeaf must know of a chunk.

@@ -38,6 +38,19 @@ type Journal interface {
 	Note(ctx context.Context, event string, data any)
 }
 
+// CopiedUnit is a relation, or a chunk of it (from 1; 0: the whole), that every shard has.
+type CopiedUnit struct {
+	Relation    string
+	Chunk       int
+	Rows, Bytes int64
+}
+
+// JournalOfMany is a Journal that records several at once, which small tables are copied in.
+type JournalOfMany interface {
+	Journal
+	CopiedTables(ctx context.Context, watermark tenant.LSN, units []CopiedUnit) error
+}
+
 // Gate makes and uses what the cutover will need at both sides; package gate implements it.
 type Gate interface {
 	InstallSource(ctx context.Context, conn *pgx.Conn) error

@@ -106,6 +106,13 @@ func (t *throttle) copyJobs() int {
 	return min(n, maxCopyJobs)
 }
 
+// workers is how many may copy just now.
+func (t *throttle) workers() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.copyJobs()
+}
+
 // allows says whether the worker with this number, from 0 on, may copy.
 func (t *throttle) allows(worker int) bool {
 	t.mu.Lock()

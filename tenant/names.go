@@ -21,13 +21,26 @@ func (t TableName) String() string {
 // Quoted is the name for SQL: both parts quoted.
 func (t TableName) Quoted() string { return QuoteIdent(t.Schema) + "." + QuoteIdent(t.Name) }
 
-var plainIdent = regexp.MustCompile(`^[a-z_][a-z0-9_$]*$`)
-
 func quoteWhereNeeded(s string) string {
-	if plainIdent.MatchString(s) {
+	if plainIdent(s) {
 		return s
 	}
 	return QuoteIdent(s)
+}
+
+// plainIdent says that an identifier is read back as it is without quotes: [a-z_][a-z0-9_$]*. Names are written for each
+// table of thousands, several times.
+func plainIdent(s string) bool {
+	for i := range len(s) {
+		c := s[i]
+		switch {
+		case c >= 'a' && c <= 'z', c == '_':
+		case i > 0 && (c >= '0' && c <= '9' || c == '$'):
+		default:
+			return false
+		}
+	}
+	return s != ""
 }
 
 // QuoteIdent quotes an identifier for SQL.

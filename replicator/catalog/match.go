@@ -84,11 +84,13 @@ func RealmFixed(opts tenant.ReplicationOptions, name tenant.TableName) bool {
 // named for that very table. A name counts before a pattern, and of several patterns the longest, so that the answer is
 // always the same.
 func WantedRealmKey(opts tenant.ReplicationOptions, name tenant.TableName) (column string, explicit bool) {
+	for _, exact := range [...]string{name.String(), name.Quoted()} {
+		if column, ok := opts.TableKeys[exact]; ok {
+			return column, true
+		}
+	}
 	best := ""
 	for table := range opts.TableKeys {
-		if table == name.String() || table == name.Quoted() {
-			return opts.TableKeys[table], true
-		}
 		if Matches(table, name) && (len(table) > len(best) || len(table) == len(best) && table < best) {
 			best = table
 		}

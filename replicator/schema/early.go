@@ -3,6 +3,7 @@ package schema
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -52,16 +53,52 @@ func (a *Archive) Builder(ctx context.Context, dsn tenant.DSN, replication strin
 	return b, nil
 }
 
-// Table creates a table's indexes and keys and analyses it. After an error the Builder is of no use any more; what was
-// created stays, and RestorePost creates the rest.
-func (b *Builder) Table(ctx context.Context, name tenant.TableName) error {
-	if err := b.run.steps(ctx, b.conn, b.groups[name]); err != nil {
-		return err
+// Tables creates the indexes and keys of tables and analyses them; of several in one transaction, which should be small ones:
+// what surrounds each would cost more than they do. After an error the Builder is of no use any more; what was created stays,
+// and RestorePost creates the rest.
+func (b *Builder) Tables(ctx context.Context, names []tenant.TableName) error {
+	if len(names) > 1 {
+		if b.together(ctx, names) == nil {
+			return nil
+		}
+		// One by one it is found out which of them it was.
+		if err := simple(ctx, b.conn, "ROLLBACK"); err != nil {
+			return err
+		}
 	}
-	if err := simple(ctx, b.conn, "ANALYZE "+name.Quoted()); err != nil {
-		return fmt.Errorf("analyse %s: %w", name, err)
+	for _, name := range names {
+		if err := b.run.steps(ctx, b.conn, b.groups[name]); err != nil {
+			return err
+		}
+		if err := simple(ctx, b.conn, "ANALYZE "+name.Quoted()); err != nil {
+			return fmt.Errorf("analyse %s: %w", name, err)
+		}
 	}
 	return nil
+}
+
+// together does what Tables does in one round trip. After an error its transaction is still open.
+func (b *Builder) together(ctx context.Context, names []tenant.TableName) error {
+	var sql strings.Builder
+	var done []string
+	quoted := make([]string, len(names))
+	sql.WriteString("BEGIN;\n")
+	for i, name := range names {
+		quoted[i] = name.Quoted()
+		for _, it := range b.groups[name] {
+			if b.run.done[it.key] {
+				continue
+			}
+			sql.WriteString(b.run.archive.statements(ctx, it))
+			sql.WriteString("\n;\n")
+			done = append(done, "("+tenant.QuoteLiteral(b.run.replication)+", "+tenant.QuoteLiteral(it.key)+")")
+		}
+	}
+	if len(done) > 0 {
+		sql.WriteString("INSERT INTO rehome.ddl_done (replication, item) VALUES " + strings.Join(done, ", ") + ";\n")
+	}
+	sql.WriteString("ANALYZE " + strings.Join(quoted, ", ") + ";\nCOMMIT")
+	return simple(ctx, b.conn, sql.String())
 }
 
 // Close ends the session.

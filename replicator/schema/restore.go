@@ -54,12 +54,15 @@ func (a *Archive) RestorePre(ctx context.Context, dsn tenant.DSN, replication st
 	if _, err := tx.Exec(ctx, `INSERT INTO rehome.ddl_done (replication, item) VALUES ($1, $2)`, replication, preDone); err != nil {
 		return fmt.Errorf("create the schema: %w", err)
 	}
+	var pre []*item
 	for _, it := range a.items {
-		if it.section != sectionPre {
-			continue
+		if it.section == sectionPre {
+			pre = append(pre, it)
 		}
-		if err := a.create(ctx, conn, it); err != nil {
-			return fmt.Errorf("create %s: %w", it, err)
+	}
+	for items := range slices.Chunk(pre, itemsAtOnce) {
+		if err := a.createAll(ctx, conn, items); err != nil {
+			return err
 		}
 	}
 	for _, f := range inTx {
@@ -121,29 +124,62 @@ func doneItems(ctx context.Context, conn *pgx.Conn, replication string) (map[str
 	return out, nil
 }
 
+// itemsAtOnce is how many items of pre-data go to a shard in one round trip: so many that it counts for little, so few that
+// one which fails is soon found.
+const itemsAtOnce = 100
+
+// createAll runs items in the session's open transaction, in one round trip. One that is refused is found, and some may
+// be, by running them one by one.
+func (a *Archive) createAll(ctx context.Context, conn *pgx.Conn, items []*item) error {
+	var sql strings.Builder
+	sql.WriteString("SAVEPOINT items;\n")
+	for _, it := range items {
+		sql.WriteString(a.statements(ctx, it))
+		sql.WriteString("\n;\n")
+	}
+	sql.WriteString("RELEASE SAVEPOINT items")
+	if simple(ctx, conn, sql.String()) == nil {
+		return nil
+	}
+	if err := simple(ctx, conn, "ROLLBACK TO SAVEPOINT items; RELEASE SAVEPOINT items"); err != nil {
+		return err
+	}
+	for _, it := range items {
+		if err := a.create(ctx, conn, it); err != nil {
+			return fmt.Errorf("create %s: %w", it, err)
+		}
+	}
+	return nil
+}
+
 // create runs one item in the session's open transaction.
 func (a *Archive) create(ctx context.Context, conn *pgx.Conn, it *item) error {
+	if it.desc == "COMMENT" {
+		return a.comment(ctx, conn, it)
+	}
+	return simple(ctx, conn, a.statements(ctx, it))
+}
+
+// statements are those that create an item: none where it is left out.
+func (a *Archive) statements(ctx context.Context, it *item) string {
 	if why, ok := a.skip[it.key]; ok {
 		a.log.InfoContext(ctx, "schema item left out", "item", it.String(), "reason", why)
-		return nil
+		return ""
 	}
 	sql := it.sql
 	switch it.desc {
 	case "ENCODING", "STDSTRINGS", "SEARCHPATH":
-		return nil // the session has them
+		return "" // the session has them
 	case "SCHEMA":
 		if strings.HasPrefix(sql, "--") {
-			return nil // public, which every database has
+			return "" // public, which every database has
 		}
 		sql = "CREATE SCHEMA IF NOT EXISTS " + tenant.QuoteIdent(it.tag)
 	}
 	if it.tableAM != "" {
 		sql = "SET LOCAL default_table_access_method = " + tenant.QuoteIdent(it.tableAM) + ";\n" + sql
 	}
-	if it.desc == "COMMENT" {
-		return a.comment(ctx, conn, it)
-	}
-	return simple(ctx, conn, sql)
+	return sql
 }
 
 // comment runs a COMMENT, which may be refused (SQLSTATE 42501, on what another role owns): a comment stops nothing.

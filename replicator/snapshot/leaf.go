@@ -2,11 +2,9 @@ package snapshot
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -37,6 +35,7 @@ type Spec struct {
 	// Route gives the index in Targets of a realm's UTF-8 text. Not needed for one target.
 	Route func(realm []byte) int
 
+	Prepared bool      // Prepare was called in these transactions, and found the leaf as it was described
 	Freeze   bool      // COPY … FREEZE
 	Text     bool      // text format even where binary is possible
 	Counters *Counters // live figures; may be nil
@@ -78,8 +77,10 @@ func copyLeaf(ctx context.Context, spec Spec) (Result, error) {
 		return Result{}, err
 	}
 	text := spec.Text || slices.ContainsFunc(columns, func(c catalog.Column) bool { return !c.Binary })
-	if err := prepare(ctx, spec); err != nil {
-		return Result{}, err
+	if !spec.Prepared {
+		if err := prepare(ctx, spec); err != nil {
+			return Result{}, err
+		}
 	}
 	counters := spec.Counters
 	if counters == nil {
@@ -269,16 +270,10 @@ func format(text bool) string {
 	return "binary"
 }
 
-// settings make the text of values, and the encoding of both formats, the same on both sides. row_security=off turns a
-// policy that would hide rows into an error.
-const settings = `SET LOCAL client_encoding = 'UTF8'; SET LOCAL DateStyle = 'ISO, YMD'; SET LOCAL IntervalStyle = 'postgres'; SET LOCAL TimeZone = 'UTC';
-SET LOCAL extra_float_digits = 3; SET LOCAL bytea_output = 'hex'; SET LOCAL lc_monetary = 'C'; SET LOCAL xmloption = 'content'; SET LOCAL search_path = '';
-SET LOCAL row_security = off; SET LOCAL statement_timeout = 0`
-
-// prepare makes the settings and checks, under a lock that keeps rewrites out, that the leaf still is what was described.
+// prepare does for one leaf or part what the caller did not do for several.
 func prepare(ctx context.Context, spec Spec) error {
 	for i, conn := range spec.Targets {
-		if _, err := conn.Exec(ctx, settings).ReadAll(); err != nil {
+		if _, err := conn.Exec(ctx, Settings).ReadAll(); err != nil {
 			return fmt.Errorf("target %d: %w", i, err)
 		}
 	}
@@ -286,27 +281,9 @@ func prepare(ctx context.Context, spec Spec) error {
 	if spec.Part != nil {
 		leaves = spec.Part.Leaves
 	}
-	var sql strings.Builder
-	sql.WriteString(settings)
-	for _, l := range leaves {
-		name := l.Name.Quoted()
-		sql.WriteString("; LOCK TABLE ONLY " + name + " IN ACCESS SHARE MODE; SELECT pg_catalog.pg_relation_filenode(" + tenant.QuoteLiteral(name) + "::pg_catalog.regclass)")
-	}
-	results, err := spec.Source.Exec(ctx, sql.String()).ReadAll()
-	if err != nil {
-		return fmt.Errorf("source: %w", err)
-	}
-	results = slices.DeleteFunc(results, func(r *pgconn.Result) bool { return len(r.Rows) == 0 })
-	if len(results) != len(leaves) {
-		return errors.New("source: the filenode was not given")
-	}
-	for i, l := range leaves {
-		filenode, err := strconv.ParseUint(string(results[i].Rows[0][0]), 10, 32)
+	for _, err := range Prepare(ctx, spec.Source, leaves) {
 		if err != nil {
-			return fmt.Errorf("source: read filenode: %w", err)
-		}
-		if uint32(filenode) != l.Filenode {
-			return fmt.Errorf("%w: %s: filenode %d became %d", ErrRewritten, l.Name, l.Filenode, filenode)
+			return err
 		}
 	}
 	return nil

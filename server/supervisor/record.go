@@ -221,10 +221,22 @@ func (j *journal) ChangeSource(ctx context.Context, c tenant.SourceChange) error
 
 // CopiedTable implements replicator.Journal.
 func (j *journal) CopiedTable(ctx context.Context, relation string, chunk int, watermark tenant.LSN, rows, bytes int64) error {
+	return j.CopiedTables(ctx, watermark, []replicator.CopiedUnit{{Relation: relation, Chunk: chunk, Rows: rows, Bytes: bytes}})
+}
+
+// CopiedTables implements replicator.JournalOfMany.
+func (j *journal) CopiedTables(ctx context.Context, watermark tenant.LSN, units []replicator.CopiedUnit) error {
+	var relations []string
+	var chunks []int
+	var rows, bytes []int64
+	for _, u := range units {
+		relations, chunks, rows, bytes = append(relations, u.Relation), append(chunks, u.Chunk), append(rows, u.Rows), append(bytes, u.Bytes)
+	}
 	err := j.guarded(ctx, func(tx pgx.Tx) error {
-		_, err := tx.Exec(ctx, `INSERT INTO rehome_control.replication_chunks (replication, relation, chunk, watermark, rows, bytes) VALUES ($1, $2, $6, $3::pg_lsn, $4, $5)
+		_, err := tx.Exec(ctx, `INSERT INTO rehome_control.replication_chunks (replication, relation, chunk, watermark, rows, bytes)
+			SELECT $1, u.relation, u.chunk, $3::pg_lsn, u.rows, u.bytes FROM unnest($2::text[], $4::int[], $5::bigint[], $6::bigint[]) u(relation, chunk, rows, bytes)
 			ON CONFLICT (replication, relation, chunk) DO UPDATE SET watermark = excluded.watermark, rows = excluded.rows, bytes = excluded.bytes, finished_at = now()`,
-			j.id, relation, watermark.String(), rows, bytes, chunk)
+			j.id, relations, watermark.String(), chunks, rows, bytes)
 		return err
 	})
 	if err != nil {
