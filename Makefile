@@ -46,13 +46,13 @@ build: ## Build bin/rehome (static)
 
 .PHONY: test
 test: setup ## Run all tests on real Postgres, fuzz seeds and each micro-benchmark once
-	$(TOOL) gotestsum --format pkgname --format-hide-empty-pkg -- \
+	scripts/in-memory $(TOOL) gotestsum --format pkgname --format-hide-empty-pkg -- \
 		-count=1 -p $(TEST_PARALLEL) -timeout $(TEST_TIMEOUT) $(PKG)
-	go test -run '^$$' -bench . -benchtime 1x -timeout $(TEST_TIMEOUT) $$(scripts/with-benchmarks)
+	scripts/in-memory go test -run '^$$' -bench . -benchtime 1x -timeout $(TEST_TIMEOUT) $$(scripts/with-benchmarks)
 
 .PHONY: race
 race: setup ## Run all tests with the race detector (needs a C compiler; slow)
-	CGO_ENABLED=1 $(TOOL) gotestsum --format pkgname --format-hide-empty-pkg -- \
+	CGO_ENABLED=1 scripts/in-memory $(TOOL) gotestsum --format pkgname --format-hide-empty-pkg -- \
 		-race -count=1 -p $(TEST_PARALLEL) -timeout 30m $(PKG)
 
 .PHONY: lint

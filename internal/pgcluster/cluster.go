@@ -79,7 +79,7 @@ func Start(ctx context.Context, opts Options) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	dir, err := makeDir(opts.Dir, user)
+	dir, err := makeDir(opts, user)
 	if err != nil {
 		return nil, err
 	}
@@ -94,25 +94,39 @@ func Start(ctx context.Context, opts Options) (*Cluster, error) {
 	return c, nil
 }
 
-// initialise runs initdb and writes the configuration.
+// initialise makes the data directory and writes the configuration.
 func (c *Cluster) initialise(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	passwordFile := filepath.Join(c.dir, "password")
-	if err := c.writeFile(passwordFile, c.password+"\n"); err != nil {
+	if scratch := os.Getenv(ScratchEnv); scratch != "" && c.opts.Dir == "" {
+		if err := c.fromTemplate(ctx, scratch); err != nil {
+			return err
+		}
+		return c.writeSettings()
+	}
+	if err := c.initdb(ctx, c.password); err != nil {
+		return err
+	}
+	return c.writeSettings()
+}
+
+// initdb makes a data directory. The password is the superuser's, or what Postgres is to keep of it.
+func (c *Cluster) initdb(ctx context.Context, password string) error {
+	file := filepath.Join(c.dir, passwordFile)
+	if err := c.writeFile(file, password+"\n"); err != nil {
 		return err
 	}
 	args := append([]string{
-		"--pgdata", c.data(), "--username", c.opts.Superuser, "--pwfile", passwordFile, "--auth", "scram-sha-256",
+		"--pgdata", c.data(), "--username", c.opts.Superuser, "--pwfile", file, "--auth", "scram-sha-256",
 		"--encoding", "UTF8", "--locale", "C", "--no-sync",
 	}, c.opts.InitArgs...)
 	if out, err := runToEnd(ctx, c.user, c.dir, filepath.Join(c.BinDir(), "initdb"), args...); err != nil {
 		return fmt.Errorf("initialise a cluster: %w: %s", err, strings.TrimSpace(out))
 	}
-	if err := os.Remove(passwordFile); err != nil {
+	if err := os.Remove(file); err != nil {
 		return fmt.Errorf("remove the password file: %w", err)
 	}
-	return c.writeSettings()
+	return nil
 }
 
 // writeSettings appends to postgresql.conf: the last line of a name wins.
@@ -134,6 +148,7 @@ func (c *Cluster) writeSettings() error {
 	if !c.opts.Fsync {
 		settings["fsync"] = "off"
 		settings["full_page_writes"] = "off"
+		settings["dynamic_shared_memory_type"] = "mmap" // in its own directory: of a killed server nothing stays in /dev/shm
 	}
 	maps.Copy(settings, c.opts.Settings)
 	var b strings.Builder
@@ -288,11 +303,14 @@ func (c *Cluster) Restart(ctx context.Context) error {
 	return fmt.Errorf("restart postgres: %w", last)
 }
 
-// Remove kills the server if it still runs and deletes its directory.
+// Remove ends the server at once if it still runs, without a checkpoint, and deletes its directory.
 func (c *Cluster) Remove() error {
-	if err := c.Kill(); err != nil {
-		return err
+	c.mu.Lock()
+	if c.process != nil {
+		c.process.quit()
+		c.process = nil
 	}
+	c.mu.Unlock()
 	removeSegment(c.data())
 	if err := os.RemoveAll(c.dir); err != nil {
 		return fmt.Errorf("remove a cluster: %w", err)

@@ -55,10 +55,15 @@ func serverUser() (*runAs, error) {
 }
 
 // makeDir makes the cluster's directory, owned by whom the server runs as.
-func makeDir(dir string, as *runAs) (string, error) {
+func makeDir(opts Options, as *runAs) (string, error) {
+	dir := opts.Dir
 	if dir == "" {
-		sweep(os.TempDir())
-		made, err := tempDir(as)
+		bases := temporaryDirs()
+		sweep(bases[0])
+		if scratch := os.Getenv(ScratchEnv); scratch != "" && !opts.Fsync {
+			bases = []string{scratch}
+		}
+		made, err := tempDir(bases, as)
 		if err != nil {
 			return "", err
 		}
@@ -87,10 +92,13 @@ func makeDir(dir string, as *runAs) (string, error) {
 	return dir, nil
 }
 
-// tempDir makes a directory that the server's account can reach: TMPDIR may be root's own.
-func tempDir(as *runAs) (string, error) {
+// temporaryDirs are the places for a cluster, the first that its account can reach.
+func temporaryDirs() []string { return []string{os.TempDir(), "/tmp", "/var/tmp"} }
+
+// tempDir makes a directory in the first of several that the server's account can reach: TMPDIR may be root's own.
+func tempDir(bases []string, as *runAs) (string, error) {
 	pattern := fmt.Sprintf("%s%d-", dirPrefix, os.Getpid())
-	for _, base := range []string{os.TempDir(), "/tmp", "/var/tmp"} {
+	for _, base := range bases {
 		if as != nil && !reachable(base) {
 			continue
 		}

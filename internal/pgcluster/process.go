@@ -74,6 +74,21 @@ func (p *process) stop(ctx context.Context) error {
 	}
 }
 
+// quit is Postgres' immediate shutdown: nothing is written, but the server's shared memory is given back, which a killed
+// one leaves to the system for ever.
+func (p *process) quit() {
+	timeout := time.NewTimer(killTimeout)
+	defer timeout.Stop()
+	if err := p.cmd.Process.Signal(syscall.SIGQUIT); err == nil {
+		select {
+		case <-p.done:
+			return
+		case <-timeout.C:
+		}
+	}
+	p.kill()
+}
+
 // kill ends the postmaster and its children with SIGKILL and waits until all are gone.
 func (p *process) kill() {
 	p.once.Do(func() {

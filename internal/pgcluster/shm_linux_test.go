@@ -1,8 +1,11 @@
 package pgcluster
 
 import (
+	"errors"
 	"os"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -33,5 +36,40 @@ func TestRemoveLeavesNoSegment(t *testing.T) {
 	}
 	if there() {
 		t.Errorf("segment %s is left", id)
+	}
+}
+
+// TestRemoveLeavesNoSharedMemory: nor of what a server has for its parallel workers, whether it ran or was killed.
+func TestRemoveLeavesNoSharedMemory(t *testing.T) {
+	t.Parallel()
+	for name, opts := range map[string]Options{"removed while it runs": {Fsync: true}, "killed before": {}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c, err := Start(t.Context(), opts)
+			if err != nil {
+				t.Fatal(err)
+			}
+			maps, err := os.ReadFile("/proc/" + strconv.Itoa(c.Pid()) + "/maps")
+			if err != nil {
+				t.Fatal(err)
+			}
+			segments := regexp.MustCompile(`(/dev/shm/PostgreSQL\.|/\S+/pg_dynshmem/)\S*`).FindAllString(string(maps), -1)
+			if len(segments) == 0 {
+				t.Fatal("a server that runs has no such memory")
+			}
+			if name == "killed before" {
+				if err := c.Kill(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := c.Remove(); err != nil {
+				t.Fatal(err)
+			}
+			for _, path := range segments {
+				if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+					t.Errorf("%s is left: %v", path, err)
+				}
+			}
+		})
 	}
 }

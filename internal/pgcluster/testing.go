@@ -91,14 +91,23 @@ func (c *Cluster) dropDatabase(ctx context.Context, name string) error {
 	const endSessions = `
 		SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = $1 AND active_pid IS NOT NULL`
 	const none = `SELECT 1 / (count(*) = 0)::int FROM pg_replication_slots WHERE database = $1`
+	conn, err := c.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(ctx) }() // what was done is what counts
+	exec := func(sql string, args ...any) error {
+		_, err := conn.Exec(ctx, sql, args...)
+		return err
+	}
 	tick := time.NewTicker(2 * pollEvery)
 	defer tick.Stop()
 	for {
-		if err := c.exec(ctx, endSessions, name); err != nil {
+		if err := exec(endSessions, name); err != nil {
 			return err
 		}
-		err := c.exec(ctx, dropSlots, name)
-		if err == nil && c.exec(ctx, none, name) == nil {
+		err := exec(dropSlots, name)
+		if err == nil && exec(none, name) == nil {
 			break
 		}
 		select {
@@ -107,16 +116,25 @@ func (c *Cluster) dropDatabase(ctx context.Context, name string) error {
 		case <-tick.C:
 		}
 	}
-	return c.exec(ctx, "DROP DATABASE IF EXISTS "+tenant.QuoteIdent(name)+" WITH (FORCE)")
+	return exec("DROP DATABASE IF EXISTS " + tenant.QuoteIdent(name) + " WITH (FORCE)")
 }
 
 // exec runs one statement in the maintenance database.
 func (c *Cluster) exec(ctx context.Context, sql string, args ...any) error {
-	conn, err := pgx.Connect(ctx, c.DSN("postgres").Reveal())
+	conn, err := c.connect(ctx)
 	if err != nil {
-		return fmt.Errorf("connect to the test's cluster: %w", err)
+		return err
 	}
 	_, err = conn.Exec(ctx, sql, args...)
 	_ = conn.Close(ctx) // the statement's outcome is what counts
 	return err
+}
+
+// connect opens a session in the maintenance database.
+func (c *Cluster) connect(ctx context.Context) (*pgx.Conn, error) {
+	conn, err := pgx.Connect(ctx, c.DSN("postgres").Reveal())
+	if err != nil {
+		return nil, fmt.Errorf("connect to the test's cluster: %w", err)
+	}
+	return conn, nil
 }
