@@ -48,8 +48,9 @@ var limitless = map[string]string{
 	"default_transaction_deferrable":      "off",
 }
 
-// limitlessLater are those that only later versions know (14 and 17), so that they cannot be named when connecting.
-const limitlessLater = `SELECT set_config(name, '0', false) FROM pg_settings WHERE name IN ('idle_session_timeout', 'transaction_timeout') AND setting <> '0'`
+// limitlessLater are those that only later versions know (14 and 17), so that they cannot be named when connecting. The
+// view pg_settings would make a row of each of hundreds of settings, in every session that is opened.
+const limitlessLater = `SELECT set_config(name, '0', false) FROM unnest('{idle_session_timeout,transaction_timeout}'::text[]) name WHERE current_setting(name, true) <> '0'`
 
 // parseDSN reads a connection string without letting its text into an error.
 func parseDSN(dsn tenant.DSN) (*pgx.ConnConfig, error) {

@@ -366,3 +366,26 @@ func TestToolsAreNewEnough(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// TestWrappersAreAskedLast: a script in the place of pg_dump is asked only when no program serves.
+func TestWrappersAreAskedLast(t *testing.T) { // not parallel: it sets the process's environment
+	dir := t.TempDir()
+	asked, path := filepath.Join(dir, "asked"), filepath.Join(dir, "pg_dump")
+	script := "#!/bin/sh\n: > '" + asked + "'\necho 'pg_dump (PostgreSQL) 99.1'\n"
+	if err := os.WriteFile(path, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("REHOME_PG_BINDIR", dir+string(filepath.ListSeparator)+os.Getenv("REHOME_PG_BINDIR"))
+	if tools, err := schema.FindTools(t.Context(), 130000); err != nil || tools.PgDump == path {
+		t.Errorf("%+v, %v", tools, err)
+	}
+	if _, err := os.Stat(asked); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the script was asked although a program serves: %v", err)
+	}
+	if _, err := schema.FindTools(t.Context(), 990000); !errors.Is(err, &tenant.Error{Code: "pg-dump-too-old"}) {
+		t.Error(err) // one of an unknown version is no help either
+	}
+	if _, err := os.Stat(asked); err != nil {
+		t.Errorf("the script was not asked although no program serves: %v", err)
+	}
+}

@@ -3,6 +3,7 @@ package schema
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -41,18 +42,12 @@ type Tools struct {
 // FindTools finds the newest pg_dump and refuses one that is older than the server (a server_version_num, e.g. 150004; 0:
 // any): pg_dump cannot read a newer server. The error is KindRefused, code pg-dump-missing or pg-dump-too-old.
 func FindTools(ctx context.Context, serverVersion int) (Tools, error) {
-	var best Tools
-	for _, path := range candidates() {
-		major, err := majorVersion(ctx, path)
-		if err != nil || major == best.Major {
-			continue
-		}
-		known, bestKnown := major <= newestPgDump, best.Major > 0 && best.Major <= newestPgDump
-		if (known == bestKnown && major > best.Major) || (known && !bestKnown) {
-			best = Tools{PgDump: path, Major: major}
-		}
-	}
 	need := serverVersion / 10000
+	programs, wrappers := candidates()
+	best := newest(ctx, Tools{}, programs)
+	if best.Major == 0 || best.Major < need || best.Major > newestPgDump {
+		best = newest(ctx, best, wrappers)
+	}
 	switch {
 	case best.Major == 0:
 		return Tools{}, &tenant.Error{
@@ -69,6 +64,21 @@ func FindTools(ctx context.Context, serverVersion int) (Tools, error) {
 	return best, nil
 }
 
+// newest is the best of those at paths and one that is known.
+func newest(ctx context.Context, best Tools, paths []string) Tools {
+	for _, path := range paths {
+		major, err := majorVersion(ctx, path)
+		if err != nil || major == best.Major {
+			continue
+		}
+		known, bestKnown := major <= newestPgDump, best.Major > 0 && best.Major <= newestPgDump
+		if (known == bestKnown && major > best.Major) || (known && !bestKnown) {
+			best = Tools{PgDump: path, Major: major}
+		}
+	}
+	return best
+}
+
 func orNewer(major int) string {
 	if major == 0 {
 		return "13 or newer"
@@ -76,7 +86,9 @@ func orNewer(major int) string {
 	return strconv.Itoa(major) + " or newer"
 }
 
-func candidates() []string {
+// candidates are the programs, and the scripts that choose one of them: a wrapper like Debian's takes longer to say its
+// version than a program takes to dump a small schema.
+func candidates() (programs, wrappers []string) {
 	var dirs []string
 	dirs = append(dirs, filepath.SplitList(os.Getenv(binDirEnv))...)
 	for _, g := range binDirs {
@@ -84,14 +96,29 @@ func candidates() []string {
 		dirs = append(dirs, found...)
 	}
 	dirs = append(dirs, filepath.SplitList(os.Getenv("PATH"))...)
-	var out []string
 	for _, d := range dirs {
 		p := filepath.Join(d, "pg_dump")
-		if st, err := os.Stat(p); err == nil && st.Mode().IsRegular() && st.Mode()&0o111 != 0 && filepath.IsAbs(p) {
-			out = append(out, p)
+		st, err := os.Stat(p)
+		switch {
+		case err != nil || !st.Mode().IsRegular() || st.Mode()&0o111 == 0 || !filepath.IsAbs(p):
+		case isScript(p):
+			wrappers = append(wrappers, p)
+		default:
+			programs = append(programs, p)
 		}
 	}
-	return out
+	return programs, wrappers
+}
+
+func isScript(path string) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = f.Close() }() // opened for reading
+	var start [2]byte
+	_, err = io.ReadFull(f, start[:])
+	return err == nil && string(start[:]) == "#!"
 }
 
 func majorVersion(ctx context.Context, path string) (int, error) {
