@@ -79,7 +79,7 @@ func Start(ctx context.Context, opts Options) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	dir, err := makeDir(opts, user)
+	dir, err := makeDir(opts.Dir, user)
 	if err != nil {
 		return nil, err
 	}

@@ -55,12 +55,11 @@ func serverUser() (*runAs, error) {
 }
 
 // makeDir makes the cluster's directory, owned by whom the server runs as.
-func makeDir(opts Options, as *runAs) (string, error) {
-	dir := opts.Dir
+func makeDir(dir string, as *runAs) (string, error) {
 	if dir == "" {
 		bases := temporaryDirs()
 		sweep(bases[0])
-		if scratch := os.Getenv(ScratchEnv); scratch != "" && !opts.Fsync {
+		if scratch := os.Getenv(ScratchEnv); scratch != "" {
 			bases = []string{scratch}
 		}
 		made, err := tempDir(bases, as)

@@ -18,10 +18,11 @@ import (
 	"time"
 )
 
-// ScratchEnv names the environment variable with a directory for clusters that nobody must find again after a power cut:
-// those without Options.Fsync and Options.Dir live there, and all are copied from a template in it, which initdb made
-// once. It should be in memory: `make test` makes one for its time (scripts/in-memory), since making and deleting
-// clusters and databases, a thousand small files each, was a third of its system time on a disk.
+// ScratchEnv names the environment variable with a directory where all clusters without Options.Dir live, copied from a
+// template that initdb made there once. It should be in memory: `make test` makes one for its time (scripts/in-memory),
+// since making and deleting clusters and databases, a thousand small files each, was a third of its system time on a disk.
+// What the tests prove is the same: they kill servers, which then lose what they did not write to the system, and cut
+// nobody's power.
 const ScratchEnv = "REHOME_PG_SCRATCH"
 
 // passwordFile is the file beside a data directory with the superuser's password: initdb reads it; a template's stays.

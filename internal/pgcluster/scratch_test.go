@@ -10,8 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// TestScratch: clusters are copies of one template, but have data, an identifier and settings of their own, and only
-// those that need not be found again live in the scratch directory.
+// TestScratch: clusters are copies of one template, but have data, an identifier and settings of their own.
 func TestScratch(t *testing.T) { // not parallel: it sets the process's environment
 	user, err := serverUser()
 	if err != nil {
@@ -38,7 +37,7 @@ func TestScratch(t *testing.T) { // not parallel: it sets the process's environm
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = c.Remove() })
-		if in := strings.HasPrefix(c.Dir(), scratch); in == opts.Fsync {
+		if !strings.HasPrefix(c.Dir(), scratch) {
 			t.Errorf("%+v: lives in %s", opts, c.Dir())
 		}
 		if err := c.Restart(t.Context()); err != nil { // which reads what the first start wrote

@@ -14,7 +14,7 @@ import (
 // StartStandby makes a physical standby of a running cluster, with a slot of its own at it, and starts it. Roles and
 // passwords are the primary's. Settings are added to the primary's.
 func StartStandby(ctx context.Context, primary *Cluster, slot string, settings map[string]string) (*Cluster, error) {
-	dir, err := makeDir(Options{Fsync: primary.opts.Fsync}, primary.user)
+	dir, err := makeDir("", primary.user)
 	if err != nil {
 		return nil, err
 	}
