@@ -67,18 +67,27 @@ type copyWorker struct {
 
 func (w *copyWorker) close() {
 	closeSoon(w.source)
+	w.source = nil
+	w.closeShards()
+}
+
+// closeShards gives up the sessions at the shards, which it does after many tables too: the fence's trigger leaves each session
+// a plan for each table, and whenever an index is made anywhere every session goes through all the plans that it has.
+func (w *copyWorker) closeShards() {
 	for _, c := range w.shards {
 		closeSoon(c)
 	}
-	w.source, w.shards = nil, nil
+	w.shards = nil
 }
 
 func (w *copyWorker) open(ctx context.Context) (err error) {
-	if w.source != nil {
-		return nil
+	if w.source == nil {
+		if w.source, err = w.e.src.reader(ctx, w.snap.name, "copy"); err != nil {
+			return err
+		}
 	}
-	if w.source, err = w.e.src.reader(ctx, w.snap.name, "copy"); err != nil {
-		return err
+	if len(w.shards) > 0 {
+		return nil
 	}
 	for _, sh := range w.e.cfg.Shards {
 		c, err := w.e.shardSession(ctx, sh, "copy")
@@ -155,6 +164,9 @@ func (w *copyWorker) copy(ctx context.Context, units []unit) (rewritten bool, er
 	}
 	for _, j := range units {
 		w.build.add(j)
+	}
+	if len(units) > 1 {
+		w.closeShards()
 	}
 	return rewritten, nil
 }
