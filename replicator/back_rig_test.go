@@ -96,7 +96,7 @@ func (r *rig) cutOverAfter(between func()) *backRig {
 		t.Fatal(err)
 	}
 	between()
-	r.closeSource()
+	b.closeSource()
 	b.openShards()
 	b.forward.SetState(r.observe(tenant.SawDecidedTarget))
 	b.stop = r.runBack(b.back)
@@ -116,16 +116,17 @@ func (r *rig) observe(kind tenant.ObservationKind) tenant.State {
 	return st
 }
 
-// closeSource fences the source as a cutover does, behind a marker that every shard has reached.
-func (r *rig) closeSource() {
-	t := r.t
+// closeSource fences the source as a cutover does, with a marker that every shard has reached when the fence is committed.
+func (b *backRig) closeSource() {
+	t := b.t
 	t.Helper()
 	ctx := within(t)
-	state, err := gate.ReadGate(ctx, r.srcDB)
+	state, err := gate.ReadGate(ctx, b.srcDB)
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, err := gate.Open(ctx, gate.Config{Source: r.source, Attempt: "cut", Epoch: state.Epoch, NewURL: "https://new"})
+	const attempt = "cut"
+	a, err := gate.Open(ctx, gate.Config{Source: b.source, Attempt: attempt, Epoch: state.Epoch, NewURL: "https://new"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,17 +134,21 @@ func (r *rig) closeSource() {
 	for _, step := range []func() error{
 		func() error { return a.Prelock(ctx) },
 		func() error { return a.Fence(ctx, time.Now().Add(patience)) },
+		func() error { return a.Marker(ctx) },
 		func() error { return a.CreateTriggers(ctx) },
+		func() error {
+			_, shards, err := b.forward.WaitMarker(ctx, attempt)
+			if err == nil && len(shards) != len(b.shards) {
+				t.Errorf("the marker was applied at %d of %d shards", len(shards), len(b.shards))
+			}
+			return err
+		},
 		func() error { return a.Commit(ctx) },
 	} {
 		if err := step(); err != nil {
 			t.Fatal(err)
 		}
 	}
-	at := scalar[string](t, r.srcDB, `SELECT pg_current_wal_lsn()::text`)
-	eventually(t, "the shards have all of the source", func() bool {
-		return r.total(`SELECT count(*) FROM (SELECT lsn FROM rehome.progress WHERE replication = $1 ORDER BY seq DESC LIMIT 1) p WHERE lsn >= $2::pg_lsn`, r.id, at) == int64(len(r.shards))
-	})
 }
 
 func (b *backRig) openShards() {
