@@ -3,8 +3,6 @@ package replicator
 import (
 	"context"
 	"strconv"
-
-	"github.com/rehomedb/rehome/tenant"
 )
 
 // A small group, as a lane has it that keeps up, takes less time to apply than a round trip to the server, so it is sent
@@ -51,10 +49,16 @@ func hitsOne(sql string) string {
 }
 
 // applyAtOnce sends a small group with its COMMIT. After an error the transaction is to be rolled back.
+//
+// Most have none: without a BEGIN, what comes before a synchronisation point is one transaction, which the point commits
+// (manual, 55.2.3), and which an error takes back by itself. It is sent whole with its point or not at all.
 func (l *lane) applyAtOnce(ctx context.Context, g *group, sts []statement, of []*change) (err error) {
 	run, finish := l.startRun(ctx)
 	defer func() { err = finish(err) }()
-	run.exec("BEGIN")
+	run.implicit = sendsWhole(sts)
+	if !run.implicit {
+		run.exec("BEGIN")
+	}
 	end := max(g.end, l.pos.lsn)
 	run.advance(l.pos, end)
 	for i, st := range sts {
@@ -64,15 +68,41 @@ func (l *lane) applyAtOnce(ctx context.Context, g *group, sts []statement, of []
 	}
 	l.groups++
 	run.housekeep(l.pos.seq + 1)
-	flushed, inserted, err := run.commit()
+	var wal walAt
+	before, asks := l.pos.lsn, l.undurable() && l.due()
+	switch {
+	case !run.implicit:
+		wal, err = run.commit(asks)
+	case asks:
+		run.askWAL()
+		fallthrough
+	default:
+		wal, err = run.end(asks)
+	}
 	if err != nil {
 		return err
 	}
-	l.committed(position{seq: l.pos.seq + 1, lsn: end}, inserted, flushed, g.txns, len(g.changes))
+	l.committed(position{seq: l.pos.seq + 1, lsn: end}, g.txns, len(g.changes))
+	if asks {
+		l.heard(wal, before) // this group's COMMIT may come behind the answer
+	}
 	l.mu.Lock()
 	l.small++
 	l.mu.Unlock()
 	return nil
+}
+
+// sendsWhole reports whether a small group's statements need no transaction block: none sets a setting for the transaction,
+// and no results are read before all are sent.
+func sendsWhole(sts []statement) bool {
+	size := 0
+	for i := range sts {
+		if sts[i].pruned && !sts[i].placed {
+			return false // see planFor
+		}
+		size += sts[i].size()
+	}
+	return size < flushBytes/2
 }
 
 // housekeep adds what is done every now and then in a group's transaction, whose last progress row is number seq.
@@ -85,16 +115,4 @@ func (r *pipelineRun) housekeep(seq int64) {
 		r.exec("DISCARD PLANS")
 	}
 	r.pruneCarries(l.groups%pruneEvery == 0)
-}
-
-// committed takes note of a group that is committed.
-func (l *lane) committed(pos position, inserted, flushed tenant.LSN, txns, rows int) {
-	l.pos = pos
-	l.mu.Lock()
-	l.applied = pos.lsn
-	l.txns += int64(txns)
-	l.rows += int64(rows)
-	l.pending = append(l.pending, flushMark{wal: inserted, pos: pos.lsn})
-	l.mu.Unlock()
-	l.settle(flushed)
 }

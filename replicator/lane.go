@@ -18,8 +18,6 @@ const (
 	idleRecord = 5 * time.Second
 	// ownRecord is the same where all that was read came from the other direction.
 	ownRecord = 30 * time.Second
-	// flushPoll is how often a lane asks whether its last commits are on disk; the WAL writer flushes every 200 ms.
-	flushPoll = 100 * time.Millisecond
 	// keepRows is how many progress rows are kept at a shard, for people; only the last one counts.
 	keepRows, pruneEvery = 100, 200
 )
@@ -37,7 +35,8 @@ type lane struct {
 
 	conn     *pgx.Conn
 	pos      position
-	prepared map[string]string
+	prepared map[string]*pgconn.StatementDescription
+	asked    time.Time  // when the shard last said how far its WAL is, see durable.go
 	plan     runPlanner // of the group that is being applied
 	room     reserve
 	few      []statement // of the small group that is being applied, see atOnce
@@ -56,19 +55,13 @@ type lane struct {
 	mends  bool                             // there were such keys when the lane was opened
 
 	mu      sync.Mutex
-	applied tenant.LSN // recorded in a committed transaction
-	durable tenant.LSN // the same, surely on disk
-	pending []flushMark
-	current time.Time // commit time of the oldest transaction being applied; zero: none
+	applied tenant.LSN  // recorded in a committed transaction
+	durable tenant.LSN  // the same, surely on disk
+	pending []flushMark // see durable.go
+	current time.Time   // commit time of the oldest transaction being applied; zero: none
 	txns    int64
 	rows    int64
 	small   int64 // groups that were sent with their COMMIT
-}
-
-// flushMark is a committed group that is on disk once the shard's WAL is flushed up to wal.
-type flushMark struct {
-	wal tenant.LSN
-	pos tenant.LSN
 }
 
 // errDivergence is what a change that does not fit the shard's rows becomes.
@@ -127,7 +120,7 @@ func (l *lane) open(ctx context.Context) error {
 		closeSoon(conn)
 		return fmt.Errorf("shard %s: %w", l.shard.Name, err)
 	}
-	l.conn, l.pos, l.prepared = conn, pos, map[string]string{}
+	l.conn, l.pos, l.prepared = conn, pos, map[string]*pgconn.StatementDescription{}
 	l.gifts = newAllowance()
 	if l.back == nil {
 		l.keptCarry = 1 // what a former worker kept is not known
@@ -138,17 +131,10 @@ func (l *lane) open(ctx context.Context) error {
 		return fmt.Errorf("shard %s: read what was mended: %w", l.shard.Name, err)
 	}
 	l.mu.Lock()
-	l.applied, l.durable = pos.lsn, 0
+	l.applied, l.durable, l.pending = pos.lsn, 0, nil
 	l.mu.Unlock()
 	// What is there may still be in the WAL buffers of a server that is up: it counts once it is flushed.
-	var at tenant.LSN
-	if err = conn.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()::text`).Scan(&at); err == nil {
-		l.mu.Lock()
-		l.pending = []flushMark{{wal: at, pos: pos.lsn}}
-		l.mu.Unlock()
-		err = l.pollFlush(ctx)
-	}
-	if err != nil {
+	if err = l.pollFlush(ctx); err != nil {
 		l.close()
 		return fmt.Errorf("shard %s: %w", l.shard.Name, err)
 	}
@@ -275,10 +261,15 @@ func tooMuch(err error) bool {
 	return ok && pe.Code == "53200"
 }
 
+// txIdle is the status of a session that is in no transaction (manual, 55.7, ReadyForQuery).
+const txIdle = 'I'
+
 // rollback takes back a group that failed, so that it can be tried again on the same session.
 func (l *lane) rollback(ctx context.Context) error {
-	if _, err := l.conn.Exec(ctx, "ROLLBACK"); err != nil {
-		return asLost(l.conn.PgConn(), err)
+	if l.conn.PgConn().TxStatus() != txIdle { // as one is that its synchronisation point has ended
+		if _, err := l.conn.Exec(ctx, "ROLLBACK"); err != nil {
+			return asLost(l.conn.PgConn(), err)
+		}
 	}
 	// What was prepared behind the statement that failed does not exist.
 	if err := l.conn.DeallocateAll(ctx); err != nil {
@@ -363,15 +354,17 @@ func (l *lane) applyOnce(ctx context.Context, g *group, sets bool) (err error) {
 	if err := run.results(); err != nil {
 		return err
 	}
-	flushed, inserted, err := run.commit()
+	asks := marker == "" && l.due()
+	wal, err := run.commit(asks)
 	if err != nil {
 		return err
 	}
-	if marker != "" {
-		flushed = inserted // the commit itself waited for the flush
+	l.committed(pos, txns, rows)
+	if asks {
+		l.heard(wal, pos.lsn)
 	}
-	l.committed(pos, inserted, flushed, txns, rows)
 	if marker != "" {
+		l.flushed() // the commit itself waited for it
 		l.onMarker(l.shard.Name, marker, l.position())
 	}
 	return nil
@@ -394,36 +387,6 @@ func (l *lane) more(ctx context.Context) (*group, error) {
 		if err != nil || g != nil {
 			return g, err
 		}
-	}
-}
-
-func (l *lane) undurable() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return len(l.pending) > 0
-}
-
-func (l *lane) pollFlush(ctx context.Context) error {
-	var at tenant.LSN
-	if err := l.conn.QueryRow(ctx, `SELECT pg_current_wal_flush_lsn()::text`).Scan(&at); err != nil {
-		return err
-	}
-	l.settle(at)
-	return nil
-}
-
-// settle takes note of what is on disk now.
-func (l *lane) settle(flushed tenant.LSN) {
-	l.mu.Lock()
-	moved := false
-	for len(l.pending) > 0 && l.pending[0].wal <= flushed {
-		l.durable = max(l.durable, l.pending[0].pos)
-		l.pending = l.pending[1:]
-		moved = true
-	}
-	l.mu.Unlock()
-	if moved && l.onDurable != nil {
-		l.onDurable()
 	}
 }
 

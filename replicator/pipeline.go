@@ -30,6 +30,9 @@ type pipelineRun struct {
 	sent int        // bytes of values since results were last read
 
 	custom bool // plans are made with the values: plan_cache_mode of the transaction, see planFor
+
+	implicit bool // the transaction has no BEGIN: the synchronisation point commits it
+	ended    bool // which was sent
 }
 
 // expected is what a result must be.
@@ -58,25 +61,32 @@ func (r *pipelineRun) query(sql string, args ...string) {
 
 func (r *pipelineRun) advance(last position, to tenant.LSN) {
 	const sql = `SELECT rehome.advance($1, $2, $3, $4, $5)`
-	name, ok := r.l.prepared[sql]
-	if !ok {
-		name = r.prepare(sql, sql)
-	}
-	r.p.SendQueryPrepared(name, [][]byte{
-		[]byte(r.l.replication), []byte(strconv.FormatInt(r.l.epoch, 10)), []byte(strconv.FormatInt(last.seq, 10)), []byte(last.lsn.String()), []byte(to.String()),
-	}, nil, nil)
+	r.prepared(sql,
+		[]byte(r.l.replication), []byte(strconv.FormatInt(r.l.epoch, 10)), []byte(strconv.FormatInt(last.seq, 10)), []byte(last.lsn.String()), []byte(to.String()))
 	r.want = append(r.want, expected{})
+}
+
+// prepared sends a statement of our own that is prepared the first time.
+func (r *pipelineRun) prepared(sql string, args ...[]byte) {
+	st, ok := r.l.prepared[sql]
+	if !ok {
+		st = r.prepare(sql, sql)
+	}
+	r.p.SendQueryStatement(st, args, nil, nil)
 }
 
 // prepare sends a statement to be prepared. If the transaction fails the session is dropped, so that the map cannot
 // name a statement that does not exist.
-func (r *pipelineRun) prepare(shape, sql string) string {
-	name := "s" + strconv.Itoa(r.l.named)
+//
+// What it is taken to return is a column of no name. Nobody looks at it, but the driver asks the server to describe the result
+// each time where it knows of none. It must be the same for all: after an error the driver takes them for one another's.
+func (r *pipelineRun) prepare(shape, sql string) *pgconn.StatementDescription {
+	st := &pgconn.StatementDescription{Name: "s" + strconv.Itoa(r.l.named), SQL: sql, Fields: make([]pgconn.FieldDescription, 1)}
 	r.l.named++
-	r.p.SendPrepare(name, sql, nil)
+	r.p.SendPrepare(st.Name, sql, nil)
 	r.want = append(r.want, expected{parse: true})
-	r.l.prepared[shape] = name
-	return name
+	r.l.prepared[shape] = st
+	return st
 }
 
 // changes sends changes one by one, in their order.
@@ -196,16 +206,13 @@ func (r *pipelineRun) planFor(st statement) {
 
 func (r *pipelineRun) send(st statement, want expected) error {
 	r.planFor(st)
-	name, ok := r.l.prepared[st.shape]
+	known, ok := r.l.prepared[st.shape]
 	if !ok {
-		name = r.prepare(st.shape, st.sql())
+		known = r.prepare(st.shape, st.sql())
 	}
-	size := 0
-	for _, a := range st.args {
-		size += len(a) + 4
-	}
+	size := st.size()
 	r.l.room.ahead(r.l.conn.PgConn(), r.sent+size)
-	r.p.SendQueryPrepared(name, st.args, nil, nil)
+	r.p.SendQueryStatement(known, st.args, nil, nil)
 	r.want = append(r.want, want)
 	r.sent += size
 	if len(r.want) >= flushEvery || r.sent >= flushBytes {
@@ -300,6 +307,9 @@ func (r *pipelineRun) abandon() {
 	if r.l.conn.IsClosed() {
 		return
 	}
+	if r.implicit && !r.ended {
+		return // the point would commit what was sent: the session is closed instead
+	}
 	if err := r.p.Sync(); err != nil {
 		return
 	}
@@ -318,42 +328,46 @@ func (r *pipelineRun) abandon() {
 	}
 }
 
-// commit ends the transaction and asks where its WAL ends and how far the WAL is on disk. What was sent before and not read
-// yet is not executed any more from the first error on.
-func (r *pipelineRun) commit() (flushed, inserted tenant.LSN, err error) {
+// commit ends the transaction. If asks is set it then asks how far the WAL is. What was sent before and not read yet is not
+// executed any more from the first error on.
+func (r *pipelineRun) commit(asks bool) (wal walAt, err error) {
 	r.exec("COMMIT")
-	r.p.SendQueryParams(`SELECT pg_current_wal_insert_lsn()::text, pg_current_wal_flush_lsn()::text`, nil, nil, nil, nil)
+	if asks {
+		r.askWAL()
+	}
+	return r.end(asks)
+}
+
+// askWAL asks how far the WAL is, as the last statement of a run.
+func (r *pipelineRun) askWAL() { r.prepared(walAtSQL) }
+
+// end sends everything with a synchronisation point, and reads all that is still to come: the answer to askWAL last.
+func (r *pipelineRun) end(asked bool) (wal walAt, err error) {
+	r.ended = true
 	if err := r.p.Sync(); err != nil {
-		return 0, 0, asLost(r.l.conn.PgConn(), err)
+		return wal, asLost(r.l.conn.PgConn(), err)
 	}
 	for _, w := range r.want {
 		if err := r.one(w); err != nil {
-			return 0, 0, err
+			return wal, err
 		}
 	}
 	r.want = r.want[:0]
-	res, err := r.p.GetResults()
-	if err != nil {
-		return 0, 0, r.explain(expected{}, err)
-	}
-	rr, ok := res.(*pgconn.ResultReader)
-	if !ok {
-		return 0, 0, errNoResult
-	}
-	for rr.NextRow() {
-		v := rr.Values()
-		if inserted, err = tenant.ParseLSN(string(v[0])); err != nil {
-			return 0, 0, err
+	if asked {
+		res, err := r.p.GetResults()
+		if err != nil {
+			return wal, r.explain(expected{}, err)
 		}
-		if flushed, err = tenant.ParseLSN(string(v[1])); err != nil {
-			return 0, 0, err
+		rr, ok := res.(*pgconn.ResultReader)
+		if !ok {
+			return wal, errNoResult
+		}
+		if wal, err = readWAL(rr); err != nil {
+			return wal, r.explain(expected{}, err)
 		}
 	}
-	if _, err := rr.Close(); err != nil {
-		return 0, 0, r.explain(expected{}, err)
+	if err := r.one(expected{sync: true}); err != nil {
+		return wal, err
 	}
-	if _, err := r.p.GetResults(); err != nil { // the sync
-		return 0, 0, asLost(r.l.conn.PgConn(), err)
-	}
-	return flushed, inserted, nil
+	return wal, nil
 }

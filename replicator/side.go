@@ -41,16 +41,16 @@ type side struct {
 
 // sideOutcome is what became of a shard's part.
 type sideOutcome struct {
-	has               bool     // the shard has the part: all of it is committed, or it is empty
-	pos               position // with rows: the lane's position behind it
-	rows              int
-	flushed, inserted tenant.LSN
-	err               error // it is not known whether the shard has it: the lane has to be opened anew
+	has  bool     // the shard has the part: all of it is committed, or it is empty
+	pos  position // with rows: the lane's position behind it
+	rows int
+	wal  walAt
+	err  error // it is not known whether the shard has it: the lane has to be opened anew
 }
 
 func newSide(a *ahead, of *lane) *side {
 	return &side{
-		a: a, l: &lane{shard: of.shard, replication: of.replication, epoch: of.epoch, pass: of.pass, in: newInbox(), prepared: map[string]string{}, gifts: newAllowance()},
+		a: a, l: &lane{shard: of.shard, replication: of.replication, epoch: of.epoch, pass: of.pass, in: newInbox(), prepared: map[string]*pgconn.StatementDescription{}, gifts: newAllowance()},
 		turn: make(chan position, 1), out: make(chan sideOutcome, 1), settled: make(chan bool, 1),
 	}
 }
@@ -134,7 +134,7 @@ func (sd *side) apply(ctx context.Context) (o sideOutcome, err error) {
 	if err := run.synced(); err != nil {
 		return o, err
 	}
-	if o.flushed, o.inserted, err = run.commit(); err != nil {
+	if o.wal, err = run.commit(true); err != nil {
 		if pe, ok := errors.AsType[*pgconn.PgError](err); !ok || IsRetryable(pe) {
 			o.err = fmt.Errorf("commit what was applied ahead: %w: %w", errConnLost, err)
 		}
@@ -263,14 +263,8 @@ func (l *lane) turn(ctx context.Context, sd *side, at time.Time) error {
 		return o.err
 	}
 	if o.has && o.rows > 0 {
-		l.pos = o.pos
-		l.mu.Lock()
-		l.applied = o.pos.lsn
-		l.txns++
-		l.rows += int64(o.rows)
-		l.pending = append(l.pending, flushMark{wal: o.inserted, pos: o.pos.lsn})
-		l.mu.Unlock()
-		l.settle(o.flushed)
+		l.committed(o.pos, 1, o.rows)
+		l.heard(o.wal, o.pos.lsn)
 	}
 	sd.settled <- o.has
 	return nil

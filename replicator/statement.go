@@ -21,6 +21,14 @@ type statement struct {
 	placed bool // one row's INSERT, whose plan is the same with its values and without
 }
 
+// size is what its values take in the send buffer.
+func (st *statement) size() (bytes int) {
+	for _, a := range st.args {
+		bytes += len(a) + 4
+	}
+	return bytes
+}
+
 // statements makes the SQL of a change. All of it is bound, nothing is quoted into the text but identifiers.
 func statementFor(c *change) (statement, error) {
 	switch c.op {
