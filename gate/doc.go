@@ -22,7 +22,7 @@
 //   - A coordinator that vanishes leaves the source open: everything before the decision is one open transaction, which
 //     idle_in_transaction_session_timeout ends.
 //   - Nobody but the owner of schema rehome can write a gate, a marker or a heartbeat. The fence function reads the gate
-//     as its owner (SECURITY DEFINER, search_path pinned), because sessions of any role trip it.
+//     as its owner (SECURITY DEFINER, all that it uses named with its schema), because sessions of any role trip it.
 //   - Writers are never starved: a fence that cannot be had at once lets go and tries again later.
 //
 // No superuser is needed: the owner of the tables with CREATE on the database is enough (LOCK TABLE, CREATE TRIGGER and
