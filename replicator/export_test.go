@@ -35,3 +35,6 @@ func ReplicationSession(ctx context.Context, dsn tenant.DSN, patience time.Durat
 	c, _, err := openReplication(ctx, dsn, &cfg.Config, "test")
 	return c, err
 }
+
+// Streams reports whether the engine has a stream.
+func (e *Engine) Streams() bool { return e.streaming() }
