@@ -174,3 +174,18 @@ func TestHeldBodyIsNotRead(t *testing.T) {
 		must(t, err)
 	}
 }
+
+// A hold that ends while it is read is not in force afterwards: with an end before the reading nobody would read it again, and
+// who waits for it would never rest.
+func TestHoldThatEndsWhileItIsRead(t *testing.T) {
+	asked := time.Now()
+	read := []liveHold{{id: "1", name: "over", until: asked.Add(-time.Microsecond)}, {id: "2", name: "now", until: asked}, {id: "3", name: "held", until: asked.Add(time.Hour)}}
+	h := newHolds(Config{MaxHeld: 1})
+	h.add("over", asked.Add(-time.Millisecond))
+	h.apply(untilOf(stillHeld(read, asked)))
+	for name, held := range map[string]bool{"over": false, "now": false, "held": true} {
+		if now, _, outcome := h.admit(name, false, ticket{}); outcome != goOn || (now.hold != nil) != held {
+			t.Errorf("%s: %+v, %v", name, now, outcome)
+		}
+	}
+}

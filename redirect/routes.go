@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/url"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -85,8 +86,16 @@ func queueHolds(b *pgx.Batch, asked time.Time, into *[]liveHold) {
 			l.until = asked.Add(time.Duration(left * float64(time.Second)))
 			return l, err
 		})
+		*into = stillHeld(*into, asked)
 		return err
 	})
+}
+
+// stillHeld are the holds that were not over when they were asked for. One may end while the query runs, after it was found
+// live: it would be in force, in the past, until the holds are next read, and who waits for it would ask for ever what the
+// latest reading says of it.
+func stillHeld(live []liveHold, asked time.Time) []liveHold {
+	return slices.DeleteFunc(live, func(l liveHold) bool { return !l.until.After(asked) })
 }
 
 // load reads all routes, and before them, in the same round trip, the holds: a hold that is over has its decision's
