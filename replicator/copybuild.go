@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/jackc/pgx/v5"
 
@@ -31,15 +32,26 @@ type early struct {
 	workers sync.WaitGroup
 
 	mu       sync.Mutex
-	ready    [][]*catalog.Table // of each shard
+	ready    [][]buildTask // of each shard
+	busy     []int         // sessions of each shard whose work may bring more
 	analysed []map[tenant.TableName]bool
 	ended    bool
 	changed  chan struct{} // closed when anything changes, and made anew
 }
 
+// buildTask is a table, or one of its indexes when its keys are there: those of a large table are created side by side, since
+// the last ones would otherwise leave the shard's other cores without work.
+type buildTask struct {
+	table *catalog.Table
+	index int
+	left  *atomic.Int32 // indexes of the table that are not created yet; nil: the task is the table
+}
+
+func (t buildTask) small() bool { return t.left == nil && t.table.Bytes <= smallTable }
+
 // buildEarly starts to create indexes; the caller stops it.
 func (e *Engine) buildEarly(ctx context.Context, archive *schema.Archive) *early {
-	b := &early{e: e, archive: archive, changed: make(chan struct{}), ready: make([][]*catalog.Table, len(e.cfg.Shards))}
+	b := &early{e: e, archive: archive, changed: make(chan struct{}), ready: make([][]buildTask, len(e.cfg.Shards)), busy: make([]int, len(e.cfg.Shards))}
 	ctx, b.cancel = context.WithCancel(ctx)
 	for i := range e.cfg.Shards {
 		b.analysed = append(b.analysed, map[tenant.TableName]bool{})
@@ -65,7 +77,7 @@ func (b *early) add(u unit) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for i := range b.ready {
-		b.ready[i] = append(b.ready[i], t)
+		b.ready[i] = append(b.ready[i], buildTask{table: t})
 	}
 	b.signal()
 }
@@ -93,22 +105,24 @@ func (b *early) signal() {
 	b.changed = make(chan struct{})
 }
 
-// next waits for a table and takes the largest, or several small ones: none when there will be none.
-func (b *early) next(ctx context.Context, shard int, last bool) []*catalog.Table {
+// next waits for a task and takes the largest, or several small tables: none when there will be none. The caller says with
+// done when that is built.
+func (b *early) next(ctx context.Context, shard int, last bool) []buildTask {
 	for {
 		b.mu.Lock()
 		if ready := b.ready[shard]; len(ready) > 0 && (b.ended || !last) {
-			slices.SortStableFunc(ready, func(x, y *catalog.Table) int { return cmp.Compare(y.Bytes, x.Bytes) })
+			slices.SortStableFunc(ready, func(x, y buildTask) int { return cmp.Compare(y.table.Bytes, x.table.Bytes) })
 			n := 1
-			for ready[0].Bytes <= smallTable && n < min(len(ready), portionUnits) {
+			for ready[0].small() && n < min(len(ready), portionUnits) {
 				n++
 			}
 			out := slices.Clone(ready[:n])
 			b.ready[shard] = slices.Delete(ready, 0, n)
+			b.busy[shard]++
 			b.mu.Unlock()
 			return out
 		}
-		ended, changed := b.ended, b.changed
+		ended, changed := b.ended && b.busy[shard] == 0, b.changed
 		b.mu.Unlock()
 		if ended {
 			return nil
@@ -121,6 +135,18 @@ func (b *early) next(ctx context.Context, shard int, last bool) []*catalog.Table
 	}
 }
 
+// done says that what next gave is built, and what that brought: further tasks, or tables that are analysed.
+func (b *early) done(shard int, more []buildTask, analysed []tenant.TableName) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.busy[shard]--
+	b.ready[shard] = append(b.ready[shard], more...)
+	for _, n := range analysed {
+		b.analysed[shard][n] = true
+	}
+	b.signal()
+}
+
 func (b *early) work(ctx context.Context, shard int, last bool) {
 	sh := b.e.cfg.Shards[shard]
 	var builder *schema.Builder
@@ -130,33 +156,68 @@ func (b *early) work(ctx context.Context, shard int, last bool) {
 		}
 	}()
 	for {
-		tables := b.next(ctx, shard, last)
-		if len(tables) == 0 {
+		tasks := b.next(ctx, shard, last)
+		if len(tasks) == 0 {
 			return
 		}
-		names := make([]tenant.TableName, len(tables))
-		for i, t := range tables {
-			names[i] = t.Name
-		}
+		var more []buildTask
+		var analysed []tenant.TableName
 		var err error
 		if builder == nil {
 			builder, err = b.archive.Builder(ctx, sh.DSN, b.e.cfg.Replication)
 		}
 		if err == nil {
-			err = builder.Tables(ctx, names)
+			more, analysed, err = build(ctx, builder, tasks)
 		}
+		b.done(shard, more, analysed)
 		if err != nil {
 			if ctx.Err() == nil {
-				b.e.log.Info("indexes are not created during the copy", "shard", sh.Name, "relation", names[0].String(), "error", err)
+				b.e.log.Info("indexes are not created during the copy", "shard", sh.Name, "relation", tasks[0].table.Name.String(), "error", err)
 			}
 			return
 		}
-		b.mu.Lock()
-		for _, n := range names {
-			b.analysed[shard][n] = true
-		}
-		b.mu.Unlock()
 	}
+}
+
+// build does tasks: several small tables, a large one's keys, or one of its indexes, whose last one is followed by ANALYZE.
+func build(ctx context.Context, builder *schema.Builder, tasks []buildTask) (more []buildTask, analysed []tenant.TableName, err error) {
+	t := tasks[0]
+	name := t.table.Name
+	switch {
+	case t.small():
+		for _, t := range tasks {
+			analysed = append(analysed, t.table.Name)
+		}
+		if err := builder.Tables(ctx, analysed); err != nil {
+			return nil, nil, err
+		}
+		return nil, analysed, nil
+	case t.left == nil:
+		indexes, err := builder.Keys(ctx, name)
+		if err != nil {
+			return nil, nil, err
+		}
+		if indexes > 0 {
+			left := new(atomic.Int32)
+			left.Store(int32(indexes)) //nolint:gosec // a table has a few indexes
+			for i := range indexes {
+				more = append(more, buildTask{table: t.table, index: i, left: left})
+			}
+			return more, nil, nil
+		}
+	default:
+		if err := builder.Index(ctx, name, t.index); err != nil {
+			return nil, nil, err
+		}
+		if t.left.Add(-1) > 0 {
+			return nil, nil, nil
+		}
+	}
+	// Behind its last index, whose expressions have figures of their own.
+	if err := builder.Analyse(ctx, name); err != nil {
+		return nil, nil, err
+	}
+	return nil, []tenant.TableName{name}, nil
 }
 
 // analyse gives the planner figures of all that was copied or filled, except of what has them.

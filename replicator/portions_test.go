@@ -98,17 +98,48 @@ func TestSmallTableThatFailsIsNamed(t *testing.T) {
 	}
 }
 
-// TestIndexOfASmallTableFails has an index that the shards refuse among those that are created together:
-// the error names it.
-func TestIndexOfASmallTableFails(t *testing.T) {
+// TestIndexThatFailsIsNamed has an index that the shards refuse, of a table whose indexes are created together with those of
+// other small ones, or side by side.
+func TestIndexThatFailsIsNamed(t *testing.T) {
 	t.Parallel()
-	r := newRig(t, 1, tenant.ReplicationOptions{CopyJobs: 1}, manySmall())
-	name := scalar[string](t, r.srcDB, `SELECT current_database()`)
-	exec(t, r.srcDB, `CREATE FUNCTION refuse(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN IF current_database() <> '`+name+`' THEN RAISE EXCEPTION 'refused at the shard'; END IF; RETURN $1; END $$;
-		CREATE INDEX bad ON small_05 (refuse(id))`)
-	r.start()
-	r.waitPhase(tenant.Paused)
-	if st := r.jour.phase(); !strings.Contains(st.Reason, "bad") || !strings.Contains(st.Reason, "refused at the shard") {
-		t.Errorf("paused without the index' name: %s", st.Reason)
+	for name, rows := range map[string]int{"small": 0, "large": 10000} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t, 1, tenant.ReplicationOptions{CopyJobs: 1}, manySmall()+fmt.Sprintf(`INSERT INTO small_05 SELECT g, 'r' || (g & 15) FROM generate_series(100, 100 + %d) g;
+				CREATE INDEX ON small_05 (realm_id); CREATE INDEX ON small_05 (realm_id, id)`, rows))
+			db := scalar[string](t, r.srcDB, `SELECT current_database()`)
+			exec(t, r.srcDB, `CREATE FUNCTION refuse(int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $$ BEGIN IF current_database() <> '`+db+`' THEN RAISE EXCEPTION 'refused at the shard'; END IF; RETURN $1; END $$;
+				CREATE INDEX bad ON small_05 (refuse(id))`)
+			r.start()
+			r.waitPhase(tenant.Paused)
+			if st := r.jour.phase(); !strings.Contains(st.Reason, "bad") || !strings.Contains(st.Reason, "refused at the shard") {
+				t.Errorf("paused without the index' name: %s", st.Reason)
+			}
+		})
 	}
+}
+
+// TestIndexesSideBySide has a table that is large enough for its indexes to be created side by side: all are there, and the
+// table is analysed behind the last of them, expressions included.
+func TestIndexesSideBySide(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, 2, tenant.ReplicationOptions{}, `CREATE TABLE wide (id bigint NOT NULL, realm_id text NOT NULL, n int NOT NULL, note text, PRIMARY KEY (id, realm_id), UNIQUE (realm_id, n));
+		INSERT INTO wide SELECT g, 'r' || (g & 15), g, repeat('x', 60) FROM generate_series(1, 10000) g;
+		CREATE INDEX wide_note ON wide (note); CREATE INDEX wide_upper ON wide (upper(realm_id)); CREATE INDEX wide_part ON wide (n) WHERE n > 5000;
+		CREATE UNIQUE INDEX wide_id ON wide (id, realm_id, n); ALTER TABLE wide REPLICA IDENTITY USING INDEX wide_id; CLUSTER wide USING wide_note`)
+	e, _ := r.start()
+	r.waitPhase(tenant.InSync)
+	for what, want := range map[string]int64{
+		`SELECT count(*) FROM pg_index WHERE indrelid = 'wide'::regclass AND indisvalid`:                         6,
+		`SELECT count(*) FROM pg_index WHERE indrelid = 'wide'::regclass AND (indisreplident OR indisclustered)`: 2,
+		`SELECT count(*) FROM pg_stats WHERE tablename IN ('wide', 'wide_upper')`:                                5,
+		`SELECT count(*) FROM pg_class WHERE oid = 'wide'::regclass AND reltuples > 1000`:                        1,
+	} {
+		for i, n := range r.atShards(what) {
+			if n != want {
+				t.Errorf("shard %d: %d, want %d: %s", i, n, want, what)
+			}
+		}
+	}
+	r.verifyClean(e)
 }

@@ -94,6 +94,8 @@ func (e *Engine) prepare(ctx context.Context) error {
 		return err
 	}
 	defer snap.close()
+	dump := e.dumpBeside(ctx, snap.name, cat)
+	defer dump.stop()
 	if cat, err = e.describeAgain(ctx, snap, cat); err != nil {
 		return err
 	}
@@ -120,7 +122,7 @@ func (e *Engine) prepare(ctx context.Context) error {
 	e.stats.reset(cat)
 
 	e.announce(ctx, "creating the tables on the shards")
-	archive, err := e.dump(ctx, snap.name)
+	archive, err := dump.wait()
 	if err != nil {
 		return err
 	}
@@ -283,12 +285,36 @@ func (e *Engine) parallel(ctx context.Context, fn func(context.Context, Shard) e
 	return g.Wait()
 }
 
-func (e *Engine) dump(ctx context.Context, snap string) (*schema.Archive, error) {
-	a, err := schema.Dump(ctx, schema.Config{DSN: e.cfg.Source, Snapshot: snap, Catalogue: e.cat, Options: e.cfg.Options, Logger: e.log})
-	if err != nil {
-		return nil, fmt.Errorf("read the source's schema: %w", err)
-	}
-	return a, nil
+// dumping is pg_dump at work.
+type dumping struct {
+	cancel  context.CancelFunc
+	group   errgroup.Group
+	archive *schema.Archive
+}
+
+// dumpBeside starts to read the source's schema under a snapshot, beside what else is read under it. The caller stops it.
+func (e *Engine) dumpBeside(ctx context.Context, snap string, cat *catalog.Catalogue) *dumping {
+	d := &dumping{}
+	ctx, d.cancel = context.WithCancel(ctx)
+	d.group.Go(func() (err error) {
+		d.archive, err = schema.Dump(ctx, schema.Config{DSN: e.cfg.Source, Snapshot: snap, Catalogue: cat, Options: e.cfg.Options, Logger: e.log})
+		if err != nil {
+			return fmt.Errorf("read the source's schema: %w", err)
+		}
+		return nil
+	})
+	return d
+}
+
+func (d *dumping) wait() (*schema.Archive, error) {
+	err := d.group.Wait()
+	return d.archive, err
+}
+
+// stop gives up what is under way.
+func (d *dumping) stop() {
+	d.cancel()
+	_ = d.group.Wait()
 }
 
 func (e *Engine) describe(ctx context.Context) (*catalog.Catalogue, identity, error) {

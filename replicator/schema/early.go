@@ -3,6 +3,7 @@ package schema
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -53,9 +54,52 @@ func (a *Archive) Builder(ctx context.Context, dsn tenant.DSN, replication strin
 	return b, nil
 }
 
+// Keys creates what a table has of keys, which lock it against everything, and tells how many indexes are left, which can be
+// created by several Builders at once. After an error the Builder is of no use any more, as with its other methods; what was
+// created stays, and RestorePost creates the rest.
+func (b *Builder) Keys(ctx context.Context, name tenant.TableName) (indexes int, err error) {
+	keys, free := b.divide(name)
+	return len(free), b.run.steps(ctx, b.conn, keys)
+}
+
+// Index creates one of a table's indexes that Keys left, from 0 on.
+func (b *Builder) Index(ctx context.Context, name tenant.TableName, n int) error {
+	_, free := b.divide(name)
+	return b.run.steps(ctx, b.conn, free[n:n+1])
+}
+
+// divide tells which of a table's items depend on nothing but the table, and lock it against writing only.
+func (b *Builder) divide(name tenant.TableName) (keys, free []*item) {
+	needed := map[int]bool{}
+	for _, it := range b.groups[name] {
+		for _, d := range it.deps {
+			needed[d] = true
+		}
+	}
+	ids := map[int]bool{}
+	for _, it := range b.groups[name] {
+		ids[it.id] = true
+	}
+	for _, it := range b.groups[name] {
+		if it.desc == "INDEX" && !needed[it.id] && !slices.ContainsFunc(it.deps, func(d int) bool { return ids[d] }) {
+			free = append(free, it)
+		} else {
+			keys = append(keys, it)
+		}
+	}
+	return keys, free
+}
+
+// Analyse gives the planner figures of a table.
+func (b *Builder) Analyse(ctx context.Context, name tenant.TableName) error {
+	if err := simple(ctx, b.conn, "ANALYZE "+name.Quoted()); err != nil {
+		return fmt.Errorf("analyse %s: %w", name, err)
+	}
+	return nil
+}
+
 // Tables creates the indexes and keys of tables and analyses them; of several in one transaction, which should be small ones:
-// what surrounds each would cost more than they do. After an error the Builder is of no use any more; what was created stays,
-// and RestorePost creates the rest.
+// what surrounds each would cost more than they do.
 func (b *Builder) Tables(ctx context.Context, names []tenant.TableName) error {
 	if len(names) > 1 {
 		if b.together(ctx, names) == nil {
@@ -70,8 +114,8 @@ func (b *Builder) Tables(ctx context.Context, names []tenant.TableName) error {
 		if err := b.run.steps(ctx, b.conn, b.groups[name]); err != nil {
 			return err
 		}
-		if err := simple(ctx, b.conn, "ANALYZE "+name.Quoted()); err != nil {
-			return fmt.Errorf("analyse %s: %w", name, err)
+		if err := b.Analyse(ctx, name); err != nil {
+			return err
 		}
 	}
 	return nil
