@@ -1,6 +1,7 @@
 package pgcluster
 
 import (
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/pbkdf2"
@@ -98,11 +99,11 @@ func quickVerifier(password string) (string, error) {
 }
 
 // Places in a data directory that hold the system identifier: the first field of global/pg_control, whose last field is
-// a CRC-32C of what is before it (pg_control.h), and the first segment's long page header (xlog_internal.h), which no
+// a CRC-32C of what is before it (pg_control.h), and the long page header of the log's segments (xlog_internal.h), which no
 // checksum covers.
 const (
-	controlFile  = "global/pg_control"
-	firstSegment = "pg_wal/000000010000000000000001"
+	controlFile = "global/pg_control"
+	walSegments = "pg_wal/00000001*" // of the first timeline
 	// controlMin and controlMax bound where the checksum is: it moves with the version (288 bytes before it in 15).
 	controlMin, controlMax = 128, 508
 	identityInSegment      = 24
@@ -133,20 +134,38 @@ func newIdentity(data string) error {
 		return err
 	}
 
-	segment, err := os.Open(filepath.Join(data, firstSegment))
+	segments, err := filepath.Glob(filepath.Join(data, walSegments)) // one, or several where they are small
+	if err != nil || len(segments) == 0 {
+		return fmt.Errorf("look for the segments of the log: %w", cmp.Or(err, os.ErrNotExist))
+	}
+	for _, path := range segments {
+		if err := identifySegment(path, old, identity); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// identifySegment changes the identifier in a segment's header.
+func identifySegment(path string, from, to uint64) error {
+	segment, err := os.Open(path)
 	if err != nil {
-		return fmt.Errorf("open the first segment: %w", err)
+		return fmt.Errorf("open a segment of the log: %w", err)
 	}
-	var there [8]byte
-	_, err = segment.ReadAt(there[:], identityInSegment)
+	var id [8]byte
+	_, err = segment.ReadAt(id[:], identityInSegment)
 	if err = errors.Join(err, segment.Close()); err != nil {
-		return fmt.Errorf("read the first segment: %w", err)
+		return fmt.Errorf("read a segment of the log: %w", err)
 	}
-	if order.Uint64(there[:]) != old {
-		return errors.New("the first segment's identifier is not where it is expected")
+	switch binary.NativeEndian.Uint64(id[:]) {
+	case from:
+		binary.NativeEndian.PutUint64(id[:], to)
+		return overwrite(path, identityInSegment, id[:])
+	case 0: // made for later, and empty
+		return nil
+	default:
+		return fmt.Errorf("the identifier in %s is not where it is expected", filepath.Base(path))
 	}
-	order.PutUint64(there[:], identity)
-	return overwrite(filepath.Join(data, firstSegment), identityInSegment, there[:])
 }
 
 // overwrite changes bytes of a file and leaves its owner and mode as they are.

@@ -31,7 +31,7 @@ func TestScratch(t *testing.T) { // not parallel: it sets the process's environm
 	t.Setenv(ScratchEnv, scratch)
 
 	seen := map[string]bool{}
-	for _, opts := range []Options{{}, {}, {Fsync: true}, {Superuser: "other"}} {
+	for _, opts := range []Options{{}, {}, {Fsync: true}, {Superuser: "other"}, {InitArgs: []string{"--wal-segsize=1"}}} {
 		c, err := Start(t.Context(), opts)
 		if err != nil {
 			t.Fatal(err)
@@ -75,7 +75,7 @@ func TestScratch(t *testing.T) { // not parallel: it sets the process's environm
 	if left, _ := filepath.Glob(filepath.Join(scratch, "making-*")); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
 	}
-	if made, _ := filepath.Glob(filepath.Join(scratch, "template-*")); len(made) != 2 {
-		t.Errorf("templates: %v, want one for each superuser", made)
+	if made, _ := filepath.Glob(filepath.Join(scratch, "template-*")); len(made) != 3 {
+		t.Errorf("templates: %v, want one for each way of making them", made)
 	}
 }
