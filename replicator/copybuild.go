@@ -199,7 +199,7 @@ func build(ctx context.Context, builder *schema.Builder, tasks []buildTask) (mor
 		}
 		if indexes > 0 {
 			left := new(atomic.Int32)
-			left.Store(int32(indexes)) //nolint:gosec // a table has a few indexes
+			left.Store(int32(indexes))
 			for i := range indexes {
 				more = append(more, buildTask{table: t.table, index: i, left: left})
 			}
