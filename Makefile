@@ -9,11 +9,11 @@ TOOL := go tool -modfile=tools/go.mod
 
 # Further arguments: make demo ARGS="--shards 3", make test PKG=./shard/...
 ARGS ?=
-# The longest package first: the others run beside it.
-PKG ?= ./replicator ./...
+# The longest packages first: the others run beside them.
+PKG ?= ./replicator ./server/cutover ./internal/e2e ./...
 # Postgres clusters of several packages run at once; more than this many would wait for each other on a small machine.
 TEST_PARALLEL ?= 3
-# One package's tests, the longest of which takes 12 minutes on two cores.
+# One package's tests, the longest of which takes most of the run on two cores.
 TEST_TIMEOUT ?= 15m
 FUZZ_TIME ?= 10s
 # make torture: this many seeds, each so long; REHOME_TORTURE_SEED=N begins with that one instead of any.

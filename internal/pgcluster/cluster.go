@@ -148,6 +148,8 @@ func (c *Cluster) writeSettings() error {
 	if !c.opts.Fsync {
 		settings["fsync"] = "off"
 		settings["full_page_writes"] = "off"
+	}
+	if !c.opts.Fsync || os.Getenv(ScratchEnv) != "" {
 		settings["dynamic_shared_memory_type"] = "mmap" // in its own directory: of a killed server nothing stays in /dev/shm
 	}
 	maps.Copy(settings, c.opts.Settings)
