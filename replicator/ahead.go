@@ -274,6 +274,9 @@ func (s *stream) endAhead(ctx context.Context, m *pgoutput.Message) (described [
 	<-a.ended
 	s.ahead = nil
 	s.e.aheadTxns.Add(1)
+	for _, sd := range a.sides {
+		s.e.copiedRows.Add(sd.l.copied)
+	}
 	for i := range a.described {
 		described = append(described, pgoutput.Message{Kind: pgoutput.RelationKind, OID: a.described[i].OID, Relation: a.described[i]})
 	}

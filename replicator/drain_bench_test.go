@@ -60,18 +60,35 @@ var drainLoads = []drainLoad{
 	},
 }
 
+// largeLoad is one transaction that runs ahead, of inserts.
+var largeLoad = drainLoad{
+	name: "inserts", rows: 1,
+	ddl: `CREATE TABLE bulk (realm text NOT NULL, id bigint NOT NULL, n int NOT NULL, note text NOT NULL, PRIMARY KEY (realm, id));
+		CREATE TABLE other (id int PRIMARY KEY, n int); INSERT INTO other SELECT g, 0 FROM generate_series(1, %d) g; ANALYZE;`,
+	backlog: `INSERT INTO bulk SELECT 'r' || g %% 1000, g, g, 'a row of a large transaction ' || g FROM generate_series(1, %d) g`,
+	tables:  "bulk, other", last: `UPDATE other SET n = -1 WHERE id = 1`,
+}
+
 // BenchmarkDrain drains a backlog of REHOME_BENCH_TXNS (default 1,000) small transactions from a stopped state, into
 // REHOME_BENCH_SHARDS (default 1) shards, beside a native subscription of the same backlog. It tells CPU microseconds a
 // change: of the source's walsender, of the sessions at the target and of this process. Where REHOME_BENCH_PROFILE names
 // a folder, profiles of our drains are written there.
 func BenchmarkDrain(b *testing.B) {
 	txns := benchEnv("REHOME_BENCH_TXNS", 1000)
-	opts := pgcluster.Options{Fsync: true, Settings: map[string]string{"autovacuum": "off", "shared_buffers": "256MB", "max_wal_size": "8GB", "checkpoint_timeout": "1h", "track_commit_timestamp": "on"}}
+	opts := pgcluster.Options{Fsync: true, Settings: map[string]string{"autovacuum": "off", "shared_buffers": "256MB", "max_wal_size": "8GB", "checkpoint_timeout": "1h", "track_commit_timestamp": "on", "logical_decoding_work_mem": "16MB"}}
 	src, dst := pgcluster.StartT(b, opts), pgcluster.StartT(b, opts)
-	for _, load := range drainLoads {
-		d := newDrain(b, src, dst, load, txns)
-		b.Run(load.name+"/rehome", func(b *testing.B) { d.run(b, d.rehome) })
-		b.Run(load.name+"/native", func(b *testing.B) { d.run(b, d.native) })
+	for _, load := range append(slices.Clone(drainLoads), largeLoad) {
+		made := sync.OnceValue(func() *drain { return newDrain(b, src, dst, load, txns) })
+		b.Run(load.name+"/rehome", func(b *testing.B) {
+			d := made()
+			b.ResetTimer()
+			d.run(b, d.rehome)
+		})
+		b.Run(load.name+"/native", func(b *testing.B) {
+			d := made()
+			b.ResetTimer()
+			d.run(b, d.native)
+		})
 	}
 }
 
@@ -231,6 +248,7 @@ func (d *drain) rehome(b *testing.B) {
 	var mem, after runtime.MemStats
 	runtime.ReadMemStats(&mem)
 	user, sys := ownCPU()
+	target := clusterCPU(d.dst.Pid()).Seconds()
 	b.StartTimer()
 	e, stop := d.engine(b, conf)
 	applied := func() bool {
@@ -255,6 +273,7 @@ func (d *drain) rehome(b *testing.B) {
 	u, s := ownCPU()
 	runtime.ReadMemStats(&after)
 	d.note(b, slot, "rehome-lane-%")
+	d.spent["target-all-us"] += 1e6 * (clusterCPU(d.dst.Pid()).Seconds() - target)
 	d.spent["own-user-us"] += 1e6 * (u - user)
 	d.spent["own-sys-us"] += 1e6 * (s - sys)
 	d.spent["allocs"] += float64(after.Mallocs - mem.Mallocs)
@@ -272,12 +291,14 @@ func (d *drain) native(b *testing.B) {
 	eventually(b, "the worker runs", func() bool { // the launcher takes its time, which is not the worker's
 		return scalar[bool](b, c, `SELECT EXISTS (SELECT FROM pg_stat_subscription WHERE pid IS NOT NULL)`)
 	})
+	target := clusterCPU(d.dst.Pid()).Seconds()
 	b.StartTimer()
 	for !scalar[bool](b, c, `SELECT coalesce(pg_replication_origin_progress('pg_' || oid, false) > $1::text::pg_lsn, false) FROM pg_subscription`, d.end.String()) {
 		waitTicks(b, 2)
 	}
 	b.StopTimer()
 	d.note(b, slot, "")
+	d.spent["target-all-us"] += 1e6 * (clusterCPU(d.dst.Pid()).Seconds() - target)
 }
 
 // note reads the CPU that walsender and appliers have used.

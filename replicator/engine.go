@@ -132,6 +132,7 @@ type Engine struct {
 	markers map[string]*marker
 
 	aheadTxns  atomic.Int64 // transactions that were applied while they came
+	copiedRows atomic.Int64 // rows of theirs that were sent by COPY
 	walMissing atomic.Int32 // sessions in a row that ended for want of WAL
 }
 

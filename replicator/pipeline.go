@@ -29,7 +29,8 @@ type pipelineRun struct {
 	want []expected // results that are still to be read
 	sent int        // bytes of values since results were last read
 
-	custom bool // plans are made with the values: plan_cache_mode of the transaction, see planFor
+	copy   copying // its COPY that is open, see further
+	custom bool    // plans are made with the values: plan_cache_mode of the transaction, see planFor
 
 	implicit bool // the transaction has no BEGIN: the synchronisation point commits it
 	ended    bool // which was sent
@@ -37,12 +38,13 @@ type pipelineRun struct {
 
 // expected is what a result must be.
 type expected struct {
-	change *change // nil: one of our own statements
-	counts bool    // it must hit just as many rows as it names
-	set    int     // how many rows it names, when it stands for several changes; 0: one
-	parse  bool    // the answer to a Prepare
-	sync   bool    // the answer to a Sync
-	carry  *carry  // it returns these values
+	change *change   // nil: one of our own statements
+	counts bool      // it must hit just as many rows as it names
+	set    int       // how many rows it names, when it stands for several changes; 0: one
+	parse  bool      // the answer to a Prepare
+	sync   bool      // the answer to a Sync
+	carry  *carry    // it returns these values
+	copied *relation // it is a COPY of rows of this table
 }
 
 func (r *pipelineRun) exec(sql string) {
@@ -168,23 +170,29 @@ func (r *pipelineRun) sets(ctx context.Context, cs []change) error {
 		}
 	}
 	for _, run := range r.l.plan.plan(cs) {
-		if run.op == 0 || run.op == opTruncate || run.op == opDDL || len(run.rows) < minSet {
-			for _, c := range run.rows {
-				if err := r.change(ctx, c); err != nil {
-					return err
-				}
-			}
-			continue
-		}
-		st := r.l.plan.setStatement(run)
-		if err := r.send(st, expected{change: run.rows[0], counts: !run.rows[0].anywhere, set: len(run.rows)}); err != nil {
+		if err := r.set(ctx, run); err != nil {
 			return err
 		}
-		if len(run.rows) >= flushRun {
-			if err := r.begin(); err != nil {
+	}
+	return nil
+}
+
+// set sends a run as one statement over arrays, or one by one.
+func (r *pipelineRun) set(ctx context.Context, run *changeRun) error {
+	if run.op == 0 || run.op == opTruncate || run.op == opDDL || len(run.rows) < minSet || !run.rel.arrays {
+		for _, c := range run.rows {
+			if err := r.change(ctx, c); err != nil {
 				return err
 			}
 		}
+		return nil
+	}
+	st := r.l.plan.setStatement(run)
+	if err := r.send(st, expected{change: run.rows[0], counts: !run.rows[0].anywhere, set: len(run.rows)}); err != nil {
+		return err
+	}
+	if len(run.rows) >= flushRun {
+		return r.begin()
 	}
 	return nil
 }
@@ -223,6 +231,7 @@ func (r *pipelineRun) send(st statement, want expected) error {
 
 // results reads everything that was sent so far.
 func (r *pipelineRun) results() error {
+	r.endCopy()
 	r.p.SendFlushRequest()
 	if err := r.p.Flush(); err != nil {
 		return asLost(r.l.conn.PgConn(), err)
@@ -282,6 +291,9 @@ func (r *pipelineRun) explain(w expected, err error) error {
 	if pe.Code == sqlstateFenced {
 		return fmt.Errorf("%w: %s", ErrFenced, pe.Message)
 	}
+	if w.copied != nil {
+		r.noCopy(w.copied, pe)
+	}
 	if w.change == nil || IsRetryable(pe) {
 		return pe
 	}
@@ -310,6 +322,7 @@ func (r *pipelineRun) abandon() {
 	if r.implicit && !r.ended {
 		return // the point would commit what was sent: the session is closed instead
 	}
+	r.failCopy()
 	if err := r.p.Sync(); err != nil {
 		return
 	}

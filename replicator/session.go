@@ -65,6 +65,11 @@ func parseDSN(dsn tenant.DSN) (*pgx.ConnConfig, error) {
 
 // connect opens a session for statements, with the text settings and a name that operators recognise.
 func connect(ctx context.Context, dsn tenant.DSN, name string, extra map[string]string) (*pgx.Conn, error) {
+	return connectBy(ctx, dsn, name, extra, nil)
+}
+
+// connectBy is connect by a frontend of its own; nil: the driver's.
+func connectBy(ctx context.Context, dsn tenant.DSN, name string, extra map[string]string, frontend pgconn.BuildFrontendFunc) (*pgx.Conn, error) {
 	cfg, err := parseDSN(dsn)
 	if err != nil {
 		return nil, err
@@ -73,6 +78,9 @@ func connect(ctx context.Context, dsn tenant.DSN, name string, extra map[string]
 	maps.Copy(cfg.RuntimeParams, limitless)
 	maps.Copy(cfg.RuntimeParams, extra)
 	cfg.RuntimeParams["application_name"] = name
+	if frontend != nil {
+		cfg.BuildFrontend = frontend
+	}
 	conn, err := pgx.ConnectConfig(ctx, cfg)
 	if err != nil {
 		return nil, connectError(dsn, err)

@@ -45,6 +45,8 @@ type runPlanner struct {
 	order    []uint32
 	out      []*changeRun
 	literals []byte // the arrays of a statement
+
+	copies bool // runs of inserts are for a COPY, which takes every type
 }
 
 // planRuns sorts a group's changes into runs, which are applied in their order. The tables' runs follow each other;
@@ -69,11 +71,11 @@ func (p *runPlanner) plan(cs []change) []*changeRun {
 		if !known {
 			p.order = append(p.order, oid)
 		}
-		if n := len(runs); n > 0 && runs[n-1].take(c) {
+		if n := len(runs); n > 0 && runs[n-1].take(c, p.copies) {
 			continue
 		}
 		r := p.run(c)
-		if c.setwise() {
+		if c.setwise(p.copies) {
 			r.mask = c.mask()
 			if c.op == opUpdate {
 				if r.keys == nil {
@@ -128,8 +130,8 @@ func (p *runPlanner) run(c *change) *changeRun {
 }
 
 // take appends a change to the run if it belongs there.
-func (r *changeRun) take(c *change) bool {
-	if r.op != c.op || r.rel != c.rel || r.rows[0].anywhere != c.anywhere || !c.setwise() || (c.op == opUpdate && !c.masked(r.mask)) {
+func (r *changeRun) take(c *change, copies bool) bool {
+	if r.op != c.op || r.rel != c.rel || r.rows[0].anywhere != c.anywhere || !c.setwise(copies) || (c.op == opUpdate && !c.masked(r.mask)) {
 		return false
 	}
 	if c.op == opUpdate {
@@ -146,9 +148,12 @@ func (r *changeRun) take(c *change) bool {
 }
 
 // setwise reports whether a change may be one of many in a statement: an insert, or an update or delete by a key that
-// stays as it is and has no NULL.
-func (c *change) setwise() bool {
+// stays as it is and has no NULL. An insert by COPY may have values that no array can carry.
+func (c *change) setwise(copies bool) bool {
 	r := c.rel
+	if copies && c.op == opInsert && len(r.columns) > 0 {
+		return true
+	}
 	if !r.arrays {
 		return false
 	}

@@ -50,7 +50,7 @@ type sideOutcome struct {
 
 func newSide(a *ahead, of *lane) *side {
 	return &side{
-		a: a, l: &lane{shard: of.shard, replication: of.replication, epoch: of.epoch, pass: of.pass, in: newInbox(), prepared: map[string]*pgconn.StatementDescription{}, gifts: newAllowance()},
+		a: a, l: &lane{shard: of.shard, replication: of.replication, epoch: of.epoch, pass: of.pass, in: newInbox(), prepared: map[string]*pgconn.StatementDescription{}, gifts: newAllowance(), uncopied: of.uncopied},
 		turn: make(chan position, 1), out: make(chan sideOutcome, 1), settled: make(chan bool, 1),
 	}
 }
@@ -80,7 +80,7 @@ const (
 // outcome says that this is not known.
 func (sd *side) apply(ctx context.Context) (o sideOutcome, err error) {
 	var run *pipelineRun
-	looked, applied := time.Now(), 0
+	looked, applied, replan := time.Now(), 0, false
 	for whole := false; !whole; {
 		g, _, err := sd.l.in.take(ctx, aheadPatrol)
 		if err != nil {
@@ -98,11 +98,13 @@ func (sd *side) apply(ctx context.Context) (o sideOutcome, err error) {
 			}
 			if run != nil {
 				sent := len(run.want)
-				if err := run.sets(ctx, g.changes); err != nil {
+				if err := run.further(ctx, g.changes); err != nil {
 					return o, err
 				}
-				if applied++; replanAfter(applied) {
+				applied++
+				if replan = replan || replanAfter(applied); replan && run.copy.rel == nil {
 					run.exec("DISCARD PLANS")
+					replan = false
 				}
 				if err := run.overlap(sent); err != nil {
 					return o, err
@@ -149,7 +151,7 @@ func (sd *side) begin(ctx context.Context) (*pipelineRun, error) {
 	settings := laneSettings(sd.l.pass)
 	settings["lock_timeout"] = aheadLock
 	settings["idle_in_transaction_session_timeout"] = aheadForgotten
-	conn, err := connect(ctx, sd.l.shard.DSN, aheadName(sd.l.replication), settings)
+	conn, err := connectBy(ctx, sd.l.shard.DSN, aheadName(sd.l.replication), settings, copyFrontend)
 	if err != nil {
 		return nil, err
 	}
@@ -181,6 +183,7 @@ func (sd *side) await(ctx context.Context, run *pipelineRun) (position, error) {
 // sync ends what is queued with a synchronisation point. The transaction stays open (manual, 55.2.3), and only behind one
 // does the server take the session for idle, whose idle_in_transaction_session_timeout runs then.
 func (r *pipelineRun) sync() {
+	r.endCopy()
 	r.p.SendPipelineSync()
 	r.want = append(r.want, expected{sync: true})
 }
@@ -193,9 +196,14 @@ func (r *pipelineRun) synced() error {
 
 // overlap sends what is queued, and reads the first results only: those of what the server had before.
 func (r *pipelineRun) overlap(results int) error {
-	r.sync()
-	if err := r.p.Flush(); err != nil {
-		return asLost(r.l.conn.PgConn(), err)
+	if r.copy.rel != nil { // its rows are sent, and a synchronisation point would end it
+		results = min(results, r.copy.after)
+		r.copy.after -= results
+	} else {
+		r.sync()
+		if err := r.p.Flush(); err != nil {
+			return asLost(r.l.conn.PgConn(), err)
+		}
 	}
 	n := min(results, len(r.want))
 	for _, w := range r.want[:n] {
