@@ -2,6 +2,7 @@ package schema
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -20,8 +21,8 @@ type Builder struct {
 	groups map[tenant.TableName][]*item
 }
 
-// Builder opens a session at a shard; the caller closes it. Builders and RestorePost may work at one shard at the same time
-// only for different tables.
+// Builder opens a session at a shard; the caller closes it. Several may work at one shard at the same time, but not for the same
+// item, and none beside RestorePost.
 func (a *Archive) Builder(ctx context.Context, dsn tenant.DSN, replication string) (*Builder, error) {
 	if a.items == nil {
 		return nil, errNotDumped
@@ -102,12 +103,16 @@ func (b *Builder) Analyse(ctx context.Context, name tenant.TableName) error {
 // what surrounds each would cost more than they do.
 func (b *Builder) Tables(ctx context.Context, names []tenant.TableName) error {
 	if len(names) > 1 {
-		if b.together(ctx, names) == nil {
+		err := b.together(ctx, names)
+		if err == nil {
 			return nil
 		}
+		if ctx.Err() != nil || b.conn.IsClosed() {
+			return fmt.Errorf("create indexes and constraints of %d tables, %s the first: %w", len(names), names[0], err)
+		}
 		// One by one it is found out which of them it was.
-		if err := simple(ctx, b.conn, "ROLLBACK"); err != nil {
-			return err
+		if rerr := simple(ctx, b.conn, "ROLLBACK"); rerr != nil {
+			return fmt.Errorf("create indexes and constraints of %d tables, %s the first: %w", len(names), names[0], errors.Join(err, rerr))
 		}
 	}
 	for _, name := range names {
@@ -121,7 +126,10 @@ func (b *Builder) Tables(ctx context.Context, names []tenant.TableName) error {
 	return nil
 }
 
-// together does what Tables does in one round trip. After an error its transaction is still open.
+// together does what Tables does in two round trips. After an error its transaction may still be open.
+//
+// The COMMIT is not sent with the rest: a server goes on with what it has of a client that is gone, and would commit what
+// RestorePost, which comes next, creates too. Without it, it rolls back when it finds nobody there.
 func (b *Builder) together(ctx context.Context, names []tenant.TableName) error {
 	var sql strings.Builder
 	var done []string
@@ -141,8 +149,11 @@ func (b *Builder) together(ctx context.Context, names []tenant.TableName) error 
 	if len(done) > 0 {
 		sql.WriteString("INSERT INTO rehome.ddl_done (replication, item) VALUES " + strings.Join(done, ", ") + ";\n")
 	}
-	sql.WriteString("ANALYZE " + strings.Join(quoted, ", ") + ";\nCOMMIT")
-	return simple(ctx, b.conn, sql.String())
+	sql.WriteString("ANALYZE " + strings.Join(quoted, ", "))
+	if err := simple(ctx, b.conn, sql.String()); err != nil {
+		return err
+	}
+	return simple(ctx, b.conn, "COMMIT")
 }
 
 // Close ends the session.

@@ -138,11 +138,15 @@ func (a *Archive) createAll(ctx context.Context, conn *pgx.Conn, items []*item) 
 		sql.WriteString("\n;\n")
 	}
 	sql.WriteString("RELEASE SAVEPOINT items")
-	if simple(ctx, conn, sql.String()) == nil {
+	err := simple(ctx, conn, sql.String())
+	if err == nil {
 		return nil
 	}
-	if err := simple(ctx, conn, "ROLLBACK TO SAVEPOINT items; RELEASE SAVEPOINT items"); err != nil {
-		return err
+	if ctx.Err() != nil || conn.IsClosed() {
+		return fmt.Errorf("create %d items, %s the first: %w", len(items), items[0], err)
+	}
+	if rerr := simple(ctx, conn, "ROLLBACK TO SAVEPOINT items; RELEASE SAVEPOINT items"); rerr != nil {
+		return fmt.Errorf("create %d items, %s the first: %w", len(items), items[0], errors.Join(err, rerr))
 	}
 	for _, it := range items {
 		if err := a.create(ctx, conn, it); err != nil {
