@@ -27,12 +27,13 @@ const (
 	minCopy = 500
 	// copyChunk is what is sent of a COPY's rows at a time, so that the server writes some while others are being made.
 	copyChunk = 64 << 10
-	// copyMost is how many bytes of rows a COPY has before it ends and another begins: an error shows at its end only, and the
+	// copyMost is how many bytes of rows a COPY has before it ends and another begins: an error shows behind its end only, and the
 	// 16 MB of buffers that a COPY writes by (BAS_BULKWRITE), into which these fit with their heads, must not come round, for
 	// then it waits for the disk.
 	copyMost = 4 << 20
-	// copyValue bounds a value of a COPY: escaped it may be twice as long, and no message may have more than 1 GB.
-	copyValue = 64 << 20
+	// copyRow bounds the values of a row of a COPY, in bytes: escaped they may be twice as long, and no message, of which a row
+	// is never more than one, may have more than 1 GB.
+	copyRow = 64 << 20
 )
 
 // copyAnswers is what a session reads by that has a COPY among other statements. Its one answer that others do not have, that
@@ -119,7 +120,6 @@ type copying struct {
 	rel   *relation
 	rows  int
 	bytes int
-	after int // results that are wanted of what was sent before it
 }
 
 // takes reports whether the run's rows may go on in the COPY.
@@ -130,8 +130,9 @@ func (c *copying) takes(run *changeRun) bool {
 // copyable reports whether rows can be sent by a COPY.
 func copyable(rows []*change) bool {
 	for _, c := range rows {
+		bytes := 0
 		for _, v := range c.row {
-			if v.Kind == pgoutput.Unchanged || len(v.Data) > copyValue {
+			if bytes += len(v.Data); v.Kind == pgoutput.Unchanged || bytes > copyRow {
 				return false
 			}
 		}
@@ -168,8 +169,6 @@ func (r *pipelineRun) further(ctx context.Context, cs []change) error {
 
 // beginCopy opens a COPY. The driver knows it as a statement.
 func (r *pipelineRun) beginCopy(rel *relation) {
-	r.p.SendFlushRequest() // so that what is before it can be read while it is open; it flushes anyway
-	after := len(r.want)
 	shape := rel.shape('C', "")
 	st, ok := r.l.prepared[shape]
 	if !ok {
@@ -181,7 +180,7 @@ func (r *pipelineRun) beginCopy(rel *relation) {
 	}
 	r.p.SendQueryStatement(st, nil, nil, nil)
 	r.want = append(r.want, expected{})
-	r.copy = copying{rel: rel, after: after}
+	r.copy = copying{rel: rel}
 }
 
 // copyRows sends rows of the open COPY.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"slices"
 	"strings"
 	"testing"
 
@@ -164,7 +166,18 @@ func TestCopyCountsItsRows(t *testing.T) {
 	}
 }
 
-// TestLongCopiesAreSeveral has so many rows that one COPY ends and another begins, and what was sent before is read meanwhile.
+// TestCopyableRows takes no row whose message the protocol could not have, however small its values are.
+func TestCopyableRows(t *testing.T) {
+	t.Parallel()
+	v := make([]byte, 20<<20)
+	for n, want := range map[int]bool{0: true, 1: true, 3: true, 4: false, 50: false} {
+		if got := replicator.Copyable(slices.Repeat([][]byte{v}, n)...); got != want {
+			t.Errorf("a row of %d values of 20 MB: %t", n, got)
+		}
+	}
+}
+
+// TestLongCopiesAreSeveral has so many rows that one COPY ends and another begins.
 func TestLongCopiesAreSeveral(t *testing.T) {
 	t.Parallel()
 	dsn := pgcluster.NewDatabase(t, cluster)
@@ -262,6 +275,66 @@ func TestAheadMeetsARowInItsCopy(t *testing.T) {
 	}
 }
 
+// moreBig is a group of a COPY, and some more.
+const moreBig = `INSERT INTO big SELECT 1, i, 'more' FROM generate_series((SELECT max(id) + 1 FROM big), (SELECT max(id) + 5000 FROM big)) i`
+
+// TestAheadRestsWithoutACopy looks at a side that waits for rows: its COPY is over before it looks whether anybody waits for it,
+// so that the shard counts the time that it is idle.
+func TestAheadRestsWithoutACopy(t *testing.T) {
+	t.Parallel()
+	r := aheadRig(t, 1, tenant.ReplicationOptions{})
+	e, _ := r.start()
+	r.waitPhase(tenant.InSync)
+	tx := open(t, r.source)
+	exec(t, tx, "BEGIN")
+	exec(t, tx, fillBig(10_000, 20_000))
+	r.runsAhead(1)
+	eventually(t, "it is idle behind a COPY", func() bool {
+		is := scalar[string](t, r.looks()[0], `SELECT coalesce((SELECT state || ': ' || query FROM pg_stat_activity WHERE application_name = $1 AND datname = current_database()), '')`, "rehome-ahead-"+r.id)
+		if strings.HasPrefix(is, "idle in transaction: SELECT EXISTS") { // it has looked since
+			exec(t, tx, moreBig)
+		}
+		return strings.HasPrefix(is, "idle in transaction: COPY ")
+	})
+	exec(t, tx, "COMMIT")
+	r.verifyClean(e)
+	r.ranAhead(e, 1)
+}
+
+// TestTakeoverEndsACopy has a server that was stopped in the midst of a COPY hold the lock of a row that the next one has to write.
+func TestTakeoverEndsACopy(t *testing.T) {
+	t.Parallel()
+	r := aheadRig(t, 1, tenant.ReplicationOptions{})
+	_, stop := r.start()
+	r.waitPhase(tenant.InSync)
+	stop()
+	former := openAs(t, r.shards[0].DSN, "rehome-ahead-"+r.id)
+	exec(t, former, `SET rehome.pass = '`+string(pass)+`'; SET session_replication_role = replica; BEGIN; UPDATE big SET body = 'theirs' WHERE id = 7`)
+	rows, more := io.Pipe()
+	ended := make(chan error, 1)
+	go func() {
+		_, err := former.PgConn().CopyFrom(context.WithoutCancel(t.Context()), rows, "COPY big FROM STDIN")
+		ended <- errors.Join(err, rows.Close())
+	}()
+	if _, err := more.Write([]byte("17\t999999\ttheirs\n")); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the shard waits for rows", func() bool {
+		return scalar[bool](t, r.looks()[0], `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1 AND state = 'active' AND wait_event = 'ClientRead')`, former.PgConn().PID())
+	})
+	exec(t, r.srcDB, `UPDATE big SET body = 'ours' WHERE id = 7`)
+	e, _ := r.start()
+	eventually(t, "the former session is ended", func() bool { return r.sides() == 0 })
+	_ = more.Close()
+	if err := <-ended; err == nil {
+		t.Error("the former session's COPY goes on")
+	}
+	r.verifyClean2(&e)
+	if n := r.total(`SELECT count(*) FROM big WHERE body = 'ours'`); n != 1 {
+		t.Errorf("%d rows are changed", n)
+	}
+}
+
 // TestAheadLosesItsCopy ends the session, and the engine, in the midst of a COPY.
 func TestAheadLosesItsCopy(t *testing.T) {
 	t.Parallel()
@@ -272,14 +345,15 @@ func TestAheadLosesItsCopy(t *testing.T) {
 	copies := func() bool {
 		return scalar[bool](t, r.looks()[0], `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = $1 AND datname = current_database() AND query LIKE 'COPY %' AND state = 'active')`, "rehome-ahead-"+r.id)
 	}
+	goesOn := func() bool {
+		exec(t, tx, moreBig)
+		return copies()
+	}
 	exec(t, tx, "BEGIN")
 	exec(t, tx, fillBig(10_000, 40_000))
-	eventually(t, "a COPY is open", copies)
+	eventually(t, "a COPY is open", goesOn)
 	r.endSides()
-	eventually(t, "it runs ahead again", func() bool {
-		exec(t, tx, `INSERT INTO big SELECT 1, i, 'more' FROM generate_series((SELECT max(id) + 1 FROM big), (SELECT max(id) + 5000 FROM big)) i`)
-		return copies()
-	})
+	eventually(t, "it runs ahead again", goesOn)
 	stop()
 	eventually(t, "the shard has ended the session", func() bool { return r.sides() == 0 })
 	e, _ := r.start()

@@ -45,6 +45,15 @@ func ReplicationSession(ctx context.Context, dsn tenant.DSN, patience time.Durat
 // Streams reports whether the engine has a stream.
 func (e *Engine) Streams() bool { return e.streaming() }
 
+// Copyable reports whether a row of these values can be sent by a COPY.
+func Copyable(values ...[]byte) bool {
+	row := make(pgoutput.Tuple, len(values))
+	for i, v := range values {
+		row[i] = pgoutput.Value{Kind: pgoutput.Text, Data: v}
+	}
+	return copyable([]*change{{op: opInsert, row: row}})
+}
+
 // Copier writes rows of a table as a side does.
 type Copier struct {
 	l   *lane

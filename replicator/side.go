@@ -17,13 +17,17 @@ const (
 	// aheadPatrol is how often a side looks whether anybody waits for it: a lock at the shard is held for about so long
 	// against whoever wants it.
 	aheadPatrol = time.Second
+	// aheadPause is how long a side waits for rows with a COPY open: a source that is in a hurry brings a group each few tens of
+	// milliseconds, and where it is not, a long COPY saves nothing that anybody misses.
+	aheadPause = aheadPatrol / 5
 	// aheadPoll is how often the follower looks whether the lanes are where a block begins.
 	aheadPoll = 2 * time.Millisecond
 	// aheadLock is how long a side waits for a lock itself, in the units of lock_timeout.
 	aheadLock = "1s"
 	// aheadForgotten ends the session of a server that was stopped or cut off, which would hold its locks until the network
-	// notices. A server that is alive looks each aheadPatrol. The shard counts from a synchronisation point on, see synced; one
-	// that was cut off in the midst of what it sent is ended by whoever takes the shard over.
+	// notices. A server that is alive looks each aheadPatrol. The shard counts from a synchronisation point on, see sync. For one
+	// that was stopped in the midst of what it sent, so also with a COPY open, it has no bound at all: a server that reads rows
+	// heeds none of its timeouts. Such a session is ended by whoever takes the shard over, see endSides.
 	aheadForgotten = "30s"
 )
 
@@ -82,9 +86,18 @@ func (sd *side) apply(ctx context.Context) (o sideOutcome, err error) {
 	var run *pipelineRun
 	looked, applied, replan := time.Now(), 0, false
 	for whole := false; !whole; {
-		g, _, err := sd.l.in.take(ctx, aheadPatrol)
+		idle := aheadPatrol
+		if run != nil && run.copy.rel != nil {
+			idle = aheadPause
+		}
+		g, _, err := sd.l.in.take(ctx, idle)
 		if err != nil {
 			return o, err
+		}
+		if g == nil && run != nil && run.copy.rel != nil {
+			if err := run.rest(); err != nil {
+				return o, err
+			}
 		}
 		if g != nil {
 			if g.ordered || g.ddl {
@@ -194,16 +207,21 @@ func (r *pipelineRun) synced() error {
 	return r.results()
 }
 
-// overlap sends what is queued, and reads the first results only: those of what the server had before.
+// rest leaves the session idle without waiting for what it has to say.
+func (r *pipelineRun) rest() error {
+	r.sync()
+	return r.begin()
+}
+
+// overlap sends what is queued, and reads the first results only: those of what the server had before. While a COPY is open it
+// reads nothing: a synchronisation point would end it, and nobody would notice a peer that swallows the answers, since a server
+// that waits for rows rightly waits for us (package halfopen). What is left unread is a few answers a COPY, up to the next patrol.
 func (r *pipelineRun) overlap(results int) error {
-	if r.copy.rel != nil { // its rows are sent, and a synchronisation point would end it
-		results = min(results, r.copy.after)
-		r.copy.after -= results
-	} else {
-		r.sync()
-		if err := r.p.Flush(); err != nil {
-			return asLost(r.l.conn.PgConn(), err)
-		}
+	if r.copy.rel != nil {
+		return nil
+	}
+	if err := r.rest(); err != nil {
+		return err
 	}
 	n := min(results, len(r.want))
 	for _, w := range r.want[:n] {
