@@ -23,7 +23,7 @@ func (r *rig) resumed(mending bool) (e *replicator.Engine, stop func()) {
 // TestMend takes rows from the source anew that a lane cannot go on with, while the source has changed them on and on.
 func TestMend(t *testing.T) {
 	t.Parallel()
-	for _, shards := range shardCounts() {
+	for _, shards := range []int{1, 2, 3} {
 		t.Run(fmt.Sprint(shards), func(t *testing.T) {
 			t.Parallel()
 			r := newRig(t, shards, tenant.ReplicationOptions{}, itemsDDL+`

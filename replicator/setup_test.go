@@ -158,14 +158,6 @@ var ids struct {
 	n int
 }
 
-// shardCounts are how many shards a property is shown with: one, and several, which is where the rest differs.
-func shardCounts() []int {
-	if os.Getenv("REHOME_LONG") != "" {
-		return []int{1, 2, 3} // make long
-	}
-	return []int{1, 3}
-}
-
 func newRig(t *testing.T, shards int, opts tenant.ReplicationOptions, ddl string) *rig {
 	t.Helper()
 	return newRigOn(t, cluster, shards, opts, ddl)
