@@ -98,7 +98,11 @@ func Start(ctx context.Context, opts Options) (*Cluster, error) {
 func (c *Cluster) initialise(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	if scratch := os.Getenv(ScratchEnv); scratch != "" && c.opts.Dir == "" {
+	scratch, err := scratchDir()
+	if err != nil {
+		return err
+	}
+	if scratch != "" && c.opts.Dir == "" {
 		if err := c.fromTemplate(ctx, scratch); err != nil {
 			return err
 		}

@@ -59,12 +59,20 @@ func makeDir(dir string, as *runAs) (string, error) {
 	if dir == "" {
 		bases := temporaryDirs()
 		sweep(bases[0])
-		if scratch := os.Getenv(ScratchEnv); scratch != "" {
+		scratch, err := scratchDir()
+		if err != nil {
+			return "", err
+		}
+		if scratch != "" {
+			sweep(scratch)
 			bases = []string{scratch}
 		}
 		made, err := tempDir(bases, as)
+		if err != nil && scratch != "" {
+			return "", fmt.Errorf("use %s=%s, which the account that Postgres runs under must be able to enter: %w", ScratchEnv, scratch, err)
+		}
 		if err != nil {
-			return "", err
+			return "", fmt.Errorf("%w; TMPDIR names another", err)
 		}
 		dir = made
 	} else {
@@ -107,7 +115,7 @@ func tempDir(bases []string, as *runAs) (string, error) {
 		}
 		return dir, nil
 	}
-	return "", fmt.Errorf("no temporary directory that another user than root can enter; set TMPDIR: %w", os.ErrPermission)
+	return "", fmt.Errorf("no temporary directory that another user than root can enter: %w", os.ErrPermission)
 }
 
 // reachable reports whether everyone may enter a directory and all that are above it.

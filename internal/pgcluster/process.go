@@ -60,6 +60,16 @@ func (c *Cluster) launch() (*process, error) {
 
 func (p *process) pid() int { return p.cmd.Process.Pid }
 
+// ended reports whether the postmaster was waited for: its pid may be another process's by now.
+func (p *process) ended() bool {
+	select {
+	case <-p.done:
+		return true
+	default:
+		return false
+	}
+}
+
 // stop asks for a fast shutdown and waits.
 func (p *process) stop(ctx context.Context) error {
 	if err := p.cmd.Process.Signal(syscall.SIGINT); err != nil && !errors.Is(err, os.ErrProcessDone) {
@@ -77,6 +87,9 @@ func (p *process) stop(ctx context.Context) error {
 // quit is Postgres' immediate shutdown: nothing is written, but the server's shared memory is given back, which a killed
 // one leaves to the system for ever.
 func (p *process) quit() {
+	if p.ended() {
+		return
+	}
 	timeout := time.NewTimer(killTimeout)
 	defer timeout.Stop()
 	if err := p.cmd.Process.Signal(syscall.SIGQUIT); err == nil {
@@ -92,14 +105,19 @@ func (p *process) quit() {
 // kill ends the postmaster and its children with SIGKILL and waits until all are gone.
 func (p *process) kill() {
 	p.once.Do(func() {
-		pid := p.pid()
-		// A stopped postmaster cannot fork while its children are listed.
-		_ = syscall.Kill(pid, syscall.SIGSTOP)
-		children := childrenOf(pid)
+		if p.ended() {
+			return
+		}
+		// A stopped postmaster cannot fork while its children are listed. One that ends just now is not signalled by its pid:
+		// Process knows whether it was waited for.
+		if err := p.cmd.Process.Signal(syscall.SIGSTOP); errors.Is(err, os.ErrProcessDone) {
+			return
+		}
+		children := childrenOf(p.pid())
 		for _, child := range children {
 			_ = syscall.Kill(child, syscall.SIGKILL)
 		}
-		_ = syscall.Kill(pid, syscall.SIGKILL)
+		_ = p.cmd.Process.Kill()
 		<-p.done
 		// Shared memory must have no user left, or the next start refuses.
 		tick := time.NewTicker(time.Millisecond) // SIGKILL needs no more than the end of a system call

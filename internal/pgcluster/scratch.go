@@ -29,6 +29,19 @@ const ScratchEnv = "REHOME_PG_SCRATCH"
 // passwordFile is the file beside a data directory with the superuser's password: initdb reads it; a template's stays.
 const passwordFile = "password"
 
+// scratchDir is the scratch directory's absolute path (the server runs in another directory than we), "" where there is none.
+func scratchDir() (string, error) {
+	scratch := os.Getenv(ScratchEnv)
+	if scratch == "" {
+		return "", nil
+	}
+	abs, err := filepath.Abs(scratch)
+	if err != nil {
+		return "", fmt.Errorf("find %s=%s: %w", ScratchEnv, scratch, err)
+	}
+	return abs, nil
+}
+
 // fromTemplate makes the data directory as a copy of the scratch directory's template, which it makes when it is the first.
 func (c *Cluster) fromTemplate(ctx context.Context, scratch string) error {
 	what := sha256.Sum256([]byte(strings.Join(append([]string{c.BinDir(), c.opts.Superuser}, c.opts.InitArgs...), "\x00")))

@@ -2,10 +2,14 @@ package pgcluster
 
 import (
 	"cmp"
+	"errors"
+	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -77,5 +81,52 @@ func TestScratch(t *testing.T) { // not parallel: it sets the process's environm
 	}
 	if made, _ := filepath.Glob(filepath.Join(scratch, "template-*")); len(made) != 3 {
 		t.Errorf("templates: %v, want one for each way of making them", made)
+	}
+}
+
+// TestScratchOfOnesOwn: it may be named relatively, killed runs' clusters are swept there, and an error names the variable.
+func TestScratchOfOnesOwn(t *testing.T) { // not parallel: it sets the process's environment
+	user, err := serverUser()
+	if err != nil {
+		t.Fatal(err)
+	}
+	base, err := tempDir(temporaryDirs(), user)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(base); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := os.Chmod(base, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(base)
+	killed := filepath.Join(base, "mine", fmt.Sprintf("%s%d-1", dirPrefix, math.MaxInt32)) // above any system's pid_max
+	if err := os.MkdirAll(killed, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	long := time.Now().Add(-2 * sweepAfter)
+	if err := os.Chtimes(killed, long, long); err != nil {
+		t.Fatal(err)
+	}
+
+	t.Setenv(ScratchEnv, "mine")
+	c, err := Start(t.Context(), Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Remove() })
+	if want := filepath.Join(base, "mine"); filepath.Dir(c.Dir()) != want {
+		t.Errorf("lives in %s, want in %s", c.Dir(), want)
+	}
+	if _, err := os.Stat(killed); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a killed run's cluster is left: %v", err)
+	}
+
+	t.Setenv(ScratchEnv, "missing")
+	if _, err := Start(t.Context(), Options{}); err == nil || !strings.Contains(err.Error(), ScratchEnv+"="+filepath.Join(base, "missing")) {
+		t.Errorf("%v, want an error that names %s", err, ScratchEnv)
 	}
 }
