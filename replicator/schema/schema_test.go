@@ -3,6 +3,7 @@ package schema_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -367,7 +368,7 @@ func TestToolsAreNewEnough(t *testing.T) {
 	}
 }
 
-// TestWrappersAreAskedLast: a script in the place of pg_dump is asked only when no program serves.
+// TestWrappersAreAskedLast: a script in the place of pg_dump on PATH is asked only when no program serves.
 func TestWrappersAreAskedLast(t *testing.T) { // not parallel: it sets the process's environment
 	dir := t.TempDir()
 	asked, path := filepath.Join(dir, "asked"), filepath.Join(dir, "pg_dump")
@@ -375,7 +376,7 @@ func TestWrappersAreAskedLast(t *testing.T) { // not parallel: it sets the proce
 	if err := os.WriteFile(path, []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	t.Setenv("REHOME_PG_BINDIR", dir+string(filepath.ListSeparator)+os.Getenv("REHOME_PG_BINDIR"))
+	t.Setenv("PATH", dir+string(filepath.ListSeparator)+os.Getenv("PATH"))
 	if tools, err := schema.FindTools(t.Context(), 130000); err != nil || tools.PgDump == path {
 		t.Errorf("%+v, %v", tools, err)
 	}
@@ -387,5 +388,24 @@ func TestWrappersAreAskedLast(t *testing.T) { // not parallel: it sets the proce
 	}
 	if _, err := os.Stat(asked); err != nil {
 		t.Errorf("the script was not asked although no program serves: %v", err)
+	}
+}
+
+// TestNamedWrapperServes: a script in a folder of REHOME_PG_BINDIR goes before a program that is as new.
+func TestNamedWrapperServes(t *testing.T) { // not parallel: it sets the process's environment
+	found, err := schema.FindTools(t.Context(), 130000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	path := filepath.Join(dir, "pg_dump")
+	script := fmt.Sprintf("#!/bin/sh\necho 'pg_dump (PostgreSQL) %d.1'\n", found.Major)
+	if err := os.WriteFile(path, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("REHOME_PG_BINDIR", dir+string(filepath.ListSeparator)+os.Getenv("REHOME_PG_BINDIR"))
+	want := schema.Tools{PgDump: path, Major: found.Major}
+	if tools, err := schema.FindTools(t.Context(), 130000); err != nil || tools != want {
+		t.Errorf("%+v, %v; want %+v", tools, err, want)
 	}
 }

@@ -17,7 +17,7 @@ import (
 // binDirEnv names folders of Postgres binaries to look into first, separated like PATH.
 const binDirEnv = "REHOME_PG_BINDIR"
 
-// binDirs are where packages put Postgres' binaries, as globs. Debian's /usr/bin/pg_dump is a wrapper, found last.
+// binDirs are where packages put Postgres' binaries, as globs. Debian's /usr/bin/pg_dump is a wrapper, found on PATH.
 var binDirs = [...]string{
 	"/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin", "/usr/local/pgsql/bin", "/usr/libexec/postgresql*",
 	"/opt/homebrew/opt/postgresql@*/bin", "/opt/homebrew/opt/libpq/bin", "/usr/local/opt/postgresql@*/bin", "/usr/local/opt/libpq/bin",
@@ -39,8 +39,10 @@ type Tools struct {
 	Major  int    // its major version
 }
 
-// FindTools finds the newest pg_dump and refuses one that is older than the server (a server_version_num, e.g. 150004; 0:
-// any): pg_dump cannot read a newer server. The error is KindRefused, code pg-dump-missing or pg-dump-too-old.
+// FindTools finds the newest pg_dump of REHOME_PG_BINDIR, the places of packages and PATH, the first of several that are as
+// new; a script on PATH counts only where nothing else serves (see candidates). It refuses one that is older than the server
+// (a server_version_num, e.g. 150004; 0: any): pg_dump cannot read a newer server. The error is KindRefused, code
+// pg-dump-missing or pg-dump-too-old.
 func FindTools(ctx context.Context, serverVersion int) (Tools, error) {
 	need := serverVersion / 10000
 	programs, wrappers := candidates()
@@ -86,22 +88,23 @@ func orNewer(major int) string {
 	return strconv.Itoa(major) + " or newer"
 }
 
-// candidates are the programs, and the scripts that choose one of them: a wrapper like Debian's takes longer to say its
-// version than a program takes to dump a small schema.
+// candidates are the programs, in the order in which they are preferred, and the wrappers: scripts on PATH, which like
+// Debian's choose one of the programs and take longer to say its version than it takes to dump a small schema. A script in a
+// folder that was named deliberately, or where a package put it, is a program like others.
 func candidates() (programs, wrappers []string) {
-	var dirs []string
-	dirs = append(dirs, filepath.SplitList(os.Getenv(binDirEnv))...)
+	dirs := filepath.SplitList(os.Getenv(binDirEnv))
 	for _, g := range binDirs {
 		found, _ := filepath.Glob(g)
 		dirs = append(dirs, found...)
 	}
+	named := len(dirs)
 	dirs = append(dirs, filepath.SplitList(os.Getenv("PATH"))...)
-	for _, d := range dirs {
+	for i, d := range dirs {
 		p := filepath.Join(d, "pg_dump")
 		st, err := os.Stat(p)
 		switch {
 		case err != nil || !st.Mode().IsRegular() || st.Mode()&0o111 == 0 || !filepath.IsAbs(p):
-		case isScript(p):
+		case i >= named && isScript(p):
 			wrappers = append(wrappers, p)
 		default:
 			programs = append(programs, p)
