@@ -37,7 +37,9 @@ CREATE TABLE IF NOT EXISTS rehome.gate (
 //
 // It runs as its owner, before each statement of every session, that of the replication too. So that no other's objects can
 // take part, every type, function and operator is named with its schema: to set a search_path for the function would be as safe,
-// but costs more than all the rest of it. What is only said in a refusal is read then.
+// but costs more than all the rest of it. What is only said in a refusal is read then. One thing is found by the caller's
+// search_path even so: convert_to, in a database that is not UTF8, takes its default conversion from there. That is harmless:
+// whoever made a conversion of their own would need a preimage of the hash for it to answer with.
 const createFence = `
 CREATE OR REPLACE FUNCTION rehome.fence() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER
