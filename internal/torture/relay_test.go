@@ -57,6 +57,7 @@ func TestRelay(t *testing.T) {
 	if err := <-done; err == nil {
 		t.Error("a commit succeeded whose message is late")
 	}
+	<-one.PgConn().CleanupDone() // the driver asks for the statement to be cancelled, which must not be the COMMIT
 	late.Release()
 	for limit := time.Now().Add(10 * time.Second); !there(2); pause(ctx, 5*time.Millisecond) {
 		if time.Now().After(limit) {

@@ -68,7 +68,10 @@ func (p *pipe) fail(err error) {
 // answered was closed; else what the pipe failed with.
 func (p *pipe) next(answered <-chan struct{}) ([]byte, error) {
 	if p.cur != nil {
-		p.free <- p.cur // never blocks: there are as many places as buffers
+		select {
+		case p.free <- p.cur:
+		default: // there is a place for each buffer but the writer's, who has given up: nobody wants one any more
+		}
 		p.cur = nil
 	}
 	select {
