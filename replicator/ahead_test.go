@@ -56,6 +56,18 @@ func (r *rig) runsAhead(n int64) {
 	eventually(r.t, fmt.Sprintf("%d shards apply rows ahead", n), func() bool { return r.sides() == n })
 }
 
+// startAhead starts the engine, and a transaction at the source whose rows so many shards apply before it ends.
+func (r *rig) startAhead(shards int64, rows string) (*replicator.Engine, *pgx.Conn) {
+	r.t.Helper()
+	e, _ := r.start()
+	r.waitPhase(tenant.InSync)
+	tx := open(r.t, r.source)
+	exec(r.t, tx, "BEGIN")
+	exec(r.t, tx, rows)
+	r.runsAhead(shards)
+	return e, tx
+}
+
 // ranAhead checks that so many transactions were applied ahead, and that nothing is left of them.
 func (r *rig) ranAhead(e *replicator.Engine, n int64) {
 	r.t.Helper()
@@ -131,12 +143,7 @@ func TestAheadIsTurnedOff(t *testing.T) {
 func TestAheadIsTakenBack(t *testing.T) {
 	t.Parallel()
 	r := aheadRig(t, 2, tenant.ReplicationOptions{})
-	e, _ := r.start()
-	r.waitPhase(tenant.InSync)
-	tx := open(t, r.source)
-	exec(t, tx, "BEGIN")
-	exec(t, tx, fillBig(10_000, 20_000))
-	r.runsAhead(2)
+	e, tx := r.startAhead(2, fillBig(10_000, 20_000))
 	exec(t, tx, "ROLLBACK")
 	r.nothingLeft(e)
 	exec(t, tx, "BEGIN")
@@ -440,12 +447,7 @@ func TestAheadWithCarriedValues(t *testing.T) {
 	t.Parallel()
 	r := aheadRig(t, 2, tenant.ReplicationOptions{})
 	exec(t, r.srcDB, `ALTER TABLE big ALTER body SET STORAGE EXTERNAL; UPDATE big SET body = repeat(md5(id::text), 200) WHERE id <= 100`)
-	e, _ := r.start()
-	r.waitPhase(tenant.InSync)
-	tx := open(t, r.source)
-	exec(t, tx, "BEGIN")
-	exec(t, tx, fillBig(10_000, 25_000))
-	r.runsAhead(2)
+	e, tx := r.startAhead(2, fillBig(10_000, 25_000))
 	exec(t, tx, "UPDATE big SET realm_id = realm_id + 7 WHERE id <= 100")
 	exec(t, tx, fillBig(30_000, 31_000))
 	exec(t, tx, "COMMIT")
@@ -457,12 +459,7 @@ func TestAheadWithCarriedValues(t *testing.T) {
 func TestAheadAgain(t *testing.T) {
 	t.Parallel()
 	r := aheadRig(t, 2, tenant.ReplicationOptions{})
-	e, _ := r.start()
-	r.waitPhase(tenant.InSync)
-	tx := open(t, r.source)
-	exec(t, tx, "BEGIN")
-	exec(t, tx, fillBig(10_000, 20_000))
-	r.runsAhead(2)
+	e, tx := r.startAhead(2, fillBig(10_000, 20_000))
 	c := open(t, r.shards[1].DSN)
 	exec(t, c, `SET lock_timeout = '50s'; BEGIN; LOCK TABLE big IN ACCESS EXCLUSIVE MODE; COMMIT`)
 	eventually(t, "it gave way", func() bool { return r.sides() == 0 })
@@ -478,12 +475,7 @@ func TestAheadAgain(t *testing.T) {
 func TestAheadIsForgotten(t *testing.T) {
 	t.Parallel()
 	r := aheadRig(t, 2, tenant.ReplicationOptions{})
-	e, _ := r.start()
-	r.waitPhase(tenant.InSync)
-	tx := open(t, r.source)
-	exec(t, tx, "BEGIN")
-	exec(t, tx, fillBig(10_000, 20_000))
-	r.runsAhead(2)
+	e, tx := r.startAhead(2, fillBig(10_000, 20_000))
 	for i, c := range r.looks() {
 		eventually(t, fmt.Sprintf("the session at shard %d is idle", i), func() bool {
 			return scalar[int](t, c, `SELECT count(*) FROM pg_stat_activity WHERE application_name = $1 AND datname = current_database() AND state = 'idle in transaction'`, "rehome-ahead-"+r.id) == 1

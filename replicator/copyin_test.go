@@ -237,12 +237,7 @@ func TestAheadCopies(t *testing.T) {
 	t.Parallel()
 	r := aheadRig(t, 2, tenant.ReplicationOptions{})
 	exec(t, r.srcDB, copiedTables)
-	e, _ := r.start()
-	r.waitPhase(tenant.InSync)
-	tx := open(t, r.source)
-	exec(t, tx, "BEGIN")
-	exec(t, tx, fillBig(10_000, 40_000))
-	r.runsAhead(2)
+	e, tx := r.startAhead(2, fillBig(10_000, 40_000))
 	exec(t, tx, `INSERT INTO odd (realm_id, tags, at) SELECT i % 50, ARRAY['a', NULL, '"', E'\\'||i, E'\n'], CASE WHEN i % 3 = 0 THEN point(i, 1) END FROM generate_series(1, 20000) i`)
 	exec(t, tx, `UPDATE odd SET tags = NULL WHERE id % 100 = 0; DELETE FROM big WHERE id BETWEEN 20000 AND 20100`)
 	exec(t, tx, `DO $$ BEGIN FOR i IN 50001..56000 LOOP INSERT INTO big VALUES (i % 50, i, 'x'); INSERT INTO small VALUES (i % 50, i); END LOOP; END $$`)
@@ -283,12 +278,7 @@ const moreBig = `INSERT INTO big SELECT 1, i, 'more' FROM generate_series((SELEC
 func TestAheadRestsWithoutACopy(t *testing.T) {
 	t.Parallel()
 	r := aheadRig(t, 1, tenant.ReplicationOptions{})
-	e, _ := r.start()
-	r.waitPhase(tenant.InSync)
-	tx := open(t, r.source)
-	exec(t, tx, "BEGIN")
-	exec(t, tx, fillBig(10_000, 20_000))
-	r.runsAhead(1)
+	e, tx := r.startAhead(1, fillBig(10_000, 20_000))
 	eventually(t, "it is idle behind a COPY", func() bool {
 		is := scalar[string](t, r.looks()[0], `SELECT coalesce((SELECT state || ': ' || query FROM pg_stat_activity WHERE application_name = $1 AND datname = current_database()), '')`, "rehome-ahead-"+r.id)
 		if strings.HasPrefix(is, "idle in transaction: SELECT EXISTS") { // it has looked since
