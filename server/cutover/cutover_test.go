@@ -24,7 +24,7 @@ func TestCutover(t *testing.T) {
 	waitForWrites(t, l)
 	tailed := false
 	rep, err := w.coordinator(t, nil).Run(ctx, w.job, w.stream, cutover.Attempt{
-		ID: "first", ApprovedBy: "ada@example.com",
+		ID: "first", ApprovedBy: "ada@example.com", MaxPause: patient,
 		Tail: func(_ context.Context, _ pgx.Tx) error { tailed = true; return nil },
 	})
 	must(t, err)
@@ -58,7 +58,7 @@ func TestCutover(t *testing.T) {
 	must(t, w.coordinator(t, nil).ThawSource(ctx, w.job.Replication, connect(t, w.job.Source)))
 	must(t, connect(t, w.job.Source).QueryRow(ctx, `SELECT nextval('orders_id_seq')`).Scan(&a))
 	// Once more: refused, and following again changes nothing.
-	_, err = w.coordinator(t, nil).Run(ctx, w.job, w.stream, cutover.Attempt{})
+	_, err = w.coordinator(t, nil).Run(ctx, w.job, w.stream, cutover.Attempt{MaxPause: patient})
 	if te := tenant.AsError(err); te == nil || te.Code != "cutover-refused" || !hasFinding(te.Findings, "gate-not-at-source") {
 		t.Errorf("a second cutover: %v", err)
 	}
@@ -115,7 +115,7 @@ func TestDryRunAndRefusals(t *testing.T) {
 	w.job.Accept = accept
 	exec(t, shard, "UPDATE rehome.gate SET epoch = 7")
 	exec(t, connect(t, w.job.Source), "CREATE TABLE left_behind (id int)")
-	rep, err = c.Run(ctx, w.job, w.stream, cutover.Attempt{})
+	rep, err = c.Run(ctx, w.job, w.stream, cutover.Attempt{MaxPause: patient})
 	must(t, err)
 	if rep.Certificate.GateEpoch != 9 || !hasFinding(rep.Findings, "not-replicated") {
 		t.Errorf("over a shard's gate of epoch 7: %+v", rep)
@@ -149,7 +149,7 @@ func TestDeadlineRestoresTheFormerState(t *testing.T) {
 		t.Errorf("outcome %s", got)
 	}
 	// The way is free: the same replication is cut over by the next attempt.
-	_, err = w.coordinator(t, nil).Run(ctx, w.job, w.stream, cutover.Attempt{ID: "next"})
+	_, err = w.coordinator(t, nil).Run(ctx, w.job, w.stream, cutover.Attempt{ID: "next", MaxPause: patient})
 	must(t, err)
 	waitForTarget(t, l)
 	w.check(t, l, gate.SideTarget)
@@ -198,7 +198,7 @@ func TestDeathAtEveryStep(t *testing.T) {
 						t.Errorf("certificate by the successor: %s", raw)
 					}
 				} else if how == "killed" {
-					_, err := w.coordinator(t, nil).Run(t.Context(), w.job, w.stream, cutover.Attempt{ID: "again"})
+					_, err := w.coordinator(t, nil).Run(t.Context(), w.job, w.stream, cutover.Attempt{ID: "again", MaxPause: patient})
 					must(t, err)
 					want = gate.SideTarget
 				}

@@ -55,7 +55,7 @@ func missed(t *testing.T, w *world, inTheWay func() (named []string, free func()
 	n := l.count(false)
 	eventually(t, "writes at the source go on", func() bool { return l.count(false) > n+5 })
 	free()
-	_, err = w.coordinator(t, nil).Run(ctx, w.job, w.stream, cutover.Attempt{ID: "next", MaxPause: time.Minute}) // the copier of these tests is slow
+	_, err = w.coordinator(t, nil).Run(ctx, w.job, w.stream, cutover.Attempt{ID: "next", MaxPause: patient})
 	must(t, err)
 	waitForTarget(t, l)
 	w.check(t, l, gate.SideTarget)

@@ -64,9 +64,9 @@ func TestForceTarget(t *testing.T) {
 			var err error
 			if direction == cutover.DirectionRollback {
 				w.cutOver(t, "there", nil)
-				_, err = w.coordinator(t, die).Rollback(ctx, w.job, cutover.Attempt{ID: "doubt"})
+				_, err = w.coordinator(t, die).Rollback(ctx, w.job, cutover.Attempt{ID: "doubt", MaxPause: patient})
 			} else {
-				_, err = w.coordinator(t, die).Run(ctx, w.job, w.stream, cutover.Attempt{ID: "doubt"})
+				_, err = w.coordinator(t, die).Run(ctx, w.job, w.stream, cutover.Attempt{ID: "doubt", MaxPause: patient})
 			}
 			if !errors.Is(err, cutover.ErrKilled) {
 				t.Fatal(err)

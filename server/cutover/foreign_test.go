@@ -35,7 +35,7 @@ func TestAnotherReplicationsDecisionOpensNothing(t *testing.T) {
 		must(t, err)
 	}
 	c := w.coordinator(t, nil)
-	_, err = c.Run(ctx, w.job, w.stream, cutover.Attempt{ID: "first"})
+	_, err = c.Run(ctx, w.job, w.stream, cutover.Attempt{ID: "first", MaxPause: patient})
 	must(t, err)
 
 	closed := func(when string) {
@@ -55,7 +55,7 @@ func TestAnotherReplicationsDecisionOpensNothing(t *testing.T) {
 		t.Error("the first one's decision counts as the other's")
 	}
 	closed("after following")
-	_, err = c.Run(ctx, other, &copier{source: other.Source, shards: other.Shards}, cutover.Attempt{ID: "second"})
+	_, err = c.Run(ctx, other, &copier{source: other.Source, shards: other.Shards}, cutover.Attempt{ID: "second", MaxPause: patient})
 	if te := tenant.AsError(err); te == nil || te.Code != "cutover-refused" || !hasFinding(te.Findings, "gate-not-at-source") {
 		t.Errorf("a second target: %v", err)
 	}

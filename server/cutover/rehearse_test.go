@@ -51,9 +51,8 @@ func TestRehearsal(t *testing.T) {
 	before := look()
 	l := w.load(t)
 	waitForWrites(t, l)
-	const most = time.Minute // the copier of these tests is slow
 	for i, id := range []string{"once", "again"} {
-		rep, err := w.coordinator(t, nil).Run(ctx, w.job, w.stream, cutover.Attempt{ID: id, Rehearse: true, MaxPause: most})
+		rep, err := w.coordinator(t, nil).Run(ctx, w.job, w.stream, cutover.Attempt{ID: id, Rehearse: true, MaxPause: patient})
 		must(t, err)
 		if rep.Outcome != cutover.OutcomeRehearsed || rep.Certificate != nil || rep.PauseMillis <= 0 || len(rep.Culprits) > 0 {
 			t.Errorf("report: %+v", rep)
@@ -90,7 +89,7 @@ func TestRehearsal(t *testing.T) {
 		t.Error("a shard accepted writes during a rehearsal")
 	}
 	// What was rehearsed then happens.
-	_, err := w.coordinator(t, nil).Run(ctx, w.job, w.stream, cutover.Attempt{ID: "real", MaxPause: most})
+	_, err := w.coordinator(t, nil).Run(ctx, w.job, w.stream, cutover.Attempt{ID: "real", MaxPause: patient})
 	must(t, err)
 	waitForTarget(t, l)
 	w.check(t, l, gate.SideTarget)

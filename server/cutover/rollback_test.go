@@ -33,7 +33,7 @@ func (w *world) cutOver(t *testing.T, id string, l *load) {
 	if l != nil {
 		l.moves()
 	}
-	_, err := w.coordinator(t, nil).Run(t.Context(), w.job, w.stream, cutover.Attempt{ID: id})
+	_, err := w.coordinator(t, nil).Run(t.Context(), w.job, w.stream, cutover.Attempt{ID: id, MaxPause: patient})
 	must(t, err)
 	w.verified(t, true, time.Now())
 }
@@ -62,7 +62,7 @@ func TestRollback(t *testing.T) {
 		}
 		id := fmt.Sprint("back", round)
 		l.moves()
-		rep, err := c.Rollback(ctx, w.job, cutover.Attempt{ID: id, ApprovedBy: "ada@example.com"})
+		rep, err := c.Rollback(ctx, w.job, cutover.Attempt{ID: id, ApprovedBy: "ada@example.com", MaxPause: patient})
 		must(t, err)
 		rec := rep.Rollback
 		if rep.Outcome != cutover.OutcomeSource || rep.Certificate != nil || rec == nil || rec.ApprovedBy != "ada@example.com" || len(rec.Shards) != 2 || len(rec.Fenced) != 2 ||
@@ -104,7 +104,7 @@ func TestRollbackRefusals(t *testing.T) {
 	}
 	refused("gate-not-at-target")
 	w.verified(t, true, time.Now())
-	_, err := c.Run(ctx, w.job, w.stream, cutover.Attempt{})
+	_, err := c.Run(ctx, w.job, w.stream, cutover.Attempt{MaxPause: patient})
 	must(t, err)
 	refused("verification-too-old") // it was made before the cutover
 	w.verified(t, false, time.Now())
@@ -143,7 +143,7 @@ func TestRollbackRefusals(t *testing.T) {
 	exec(t, shard, "ALTER TABLE entries DROP COLUMN later; ALTER SEQUENCE orders_id_seq RENAME TO other_seq")
 	refused("sequences-unreadable")
 	exec(t, shard, "ALTER SEQUENCE other_seq RENAME TO orders_id_seq")
-	_, err = c.Rollback(ctx, w.job, cutover.Attempt{})
+	_, err = c.Rollback(ctx, w.job, cutover.Attempt{MaxPause: patient})
 	must(t, err)
 	refused("gate-not-at-target")
 }
@@ -184,7 +184,7 @@ func TestTheWayBackFollowsTheOutcome(t *testing.T) {
 	if wants, err := c.WantsWayBack(ctx, w.job.Replication); err != nil || wants {
 		t.Errorf("before a cutover: %v, %v", wants, err)
 	}
-	_, err = w.coordinator(t, nil).Run(ctx, w.job, w.stream, cutover.Attempt{ID: "oneway", NoWayBack: true})
+	_, err = w.coordinator(t, nil).Run(ctx, w.job, w.stream, cutover.Attempt{ID: "oneway", NoWayBack: true, MaxPause: patient})
 	must(t, err)
 	if wants, err := c.WantsWayBack(ctx, w.job.Replication); err != nil || wants || back.prepared != 1 {
 		t.Errorf("without a way back: %v, %v, prepared %d times", wants, err, back.prepared)
@@ -216,7 +216,7 @@ func TestRollbackDeadlineRestoresTheFormerState(t *testing.T) {
 	}
 	l.more(t, true)
 	l.moves()
-	_, err = w.coordinator(t, nil).Rollback(ctx, w.job, cutover.Attempt{ID: "next"})
+	_, err = w.coordinator(t, nil).Rollback(ctx, w.job, cutover.Attempt{ID: "next", MaxPause: patient})
 	must(t, err)
 	l.more(t, false)
 	w.check(t, l, gate.SideSource)
@@ -278,7 +278,7 @@ func TestRollbackDeathAtEveryStep(t *testing.T) {
 				if !committed && how == "killed" {
 					w.verified(t, true, time.Now())
 					l.moves()
-					_, err := c.Rollback(t.Context(), w.job, cutover.Attempt{ID: "again"})
+					_, err := c.Rollback(t.Context(), w.job, cutover.Attempt{ID: "again", MaxPause: patient})
 					must(t, err)
 					l.more(t, false)
 					want = gate.SideSource
