@@ -67,7 +67,7 @@ func (w *watcher) others(ctx context.Context, now time.Time) (sourceLoad, error)
 		return load, fmt.Errorf("read who else reads the source's WAL: %w", err)
 	}
 	rows, err = w.conn.Query(ctx, `SELECT slot_name, greatest(pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn), 0)::bigint,
-			coalesce(wal_status = 'unreserved' OR safe_wal_size < $2 * (SELECT setting::float8 * 1048576 FROM pg_settings WHERE name = 'max_slot_wal_keep_size'), false)
+			coalesce(wal_status = 'unreserved' OR safe_wal_size < $2 * pg_size_bytes(current_setting('max_slot_wal_keep_size'))::float8, false)
 		FROM pg_replication_slots WHERE active AND NOT temporary AND slot_name <> $1 AND restart_lsn IS NOT NULL`, string(w.e.src.slot), dangerShare)
 	if err != nil {
 		return load, fmt.Errorf("read the other slots: %w", err)

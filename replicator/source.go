@@ -245,6 +245,7 @@ type slotState struct {
 // wal is what the slot holds back.
 func (s slotState) wal() int64 { return int64(s.current - min(s.restart, s.current)) }
 
+// slotState asks the source; the setting comes by its name, since the view pg_settings would make a row of each of hundreds.
 func (d *direct) slotState(ctx context.Context, c *pgx.Conn) (slotState, error) {
 	var s slotState
 	var pid *int
@@ -252,7 +253,7 @@ func (d *direct) slotState(ctx context.Context, c *pgx.Conn) (slotState, error) 
 	var safe *int64
 	limit := int64(-1)
 	err := c.QueryRow(ctx, `SELECT coalesce(confirmed_flush_lsn::text, '0/0'), coalesce(restart_lsn::text, '0/0'), wal_status, active_pid, pg_current_wal_lsn()::text,
-			coalesce(plugin, ''), greatest(safe_wal_size, 0), (SELECT setting::bigint FROM pg_settings WHERE name = 'max_slot_wal_keep_size')
+			coalesce(plugin, ''), greatest(safe_wal_size, 0), pg_size_bytes(current_setting('max_slot_wal_keep_size'))
 		FROM pg_replication_slots WHERE slot_name = $1 AND database = current_database()`, string(d.slot)).
 		Scan(&s.confirmed, &s.restart, &status, &pid, &s.current, &s.plugin, &safe, &limit)
 	if errors.Is(err, pgx.ErrNoRows) {
@@ -263,7 +264,7 @@ func (d *direct) slotState(ctx context.Context, c *pgx.Conn) (slotState, error) 
 	}
 	s.exists, s.safe, s.limit = true, -1, -1
 	if limit >= 0 {
-		s.limit = limit << 20 // the setting counts megabytes
+		s.limit = limit
 		if safe != nil {
 			s.safe = *safe
 		}
