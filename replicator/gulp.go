@@ -22,11 +22,14 @@ const (
 	gulpBytes = 128 << 10
 	// gulpEnough: a read that brought this much leaves nothing to gain from a pause before the next one.
 	gulpEnough = 64 << 10
-	// gulpPause is short against behindAfter, and fills a socket's default buffer to a fifth at most.
+	// gulpPause fills a socket's default buffer to a fifth at most, and adds little to a latency of behindAfter.
 	gulpPause = time.Millisecond
 	// behindAfter is how old a transaction is when the source sends it, by the source's clock, for the stream to count as
-	// behind: many times what a stream that keeps up shows, most of which is the flush of the commit (0.2 to 3 ms).
-	behindAfter = 50 * time.Millisecond
+	// behind: more than a stream that keeps up shows, most of which is the flush of the commit (0.2 to 3 ms). Little more, since a
+	// stream that fell behind by a moment's stall catches up by being read in gulps, and not where each message wakes us: at 1,000
+	// transactions a second on two busy cores it stayed behind by just so much. Where a flush takes longer, the pause is short
+	// against it.
+	behindAfter = 5 * time.Millisecond
 )
 
 // gulp reads a stream. It is used by one goroutine.
