@@ -24,7 +24,7 @@ func TestMemory(t *testing.T) {
 		CREATE TABLE numbers (realm_id text NOT NULL, id bigint NOT NULL, n int NOT NULL, note text, PRIMARY KEY (realm_id, id))`)
 	// A row of about 1 KB that TOAST leaves alone, and now and then one of 200 KB.
 	execSQL(t, conn, fmt.Sprintf(`INSERT INTO documents SELECT 'r' || (g %% 1000), g, CASE WHEN g %% 1000 = 0 THEN (SELECT string_agg(md5(g::text || i), '') FROM generate_series(1, 6400) i)
-		ELSE (SELECT string_agg(md5(g::text || i), '') FROM generate_series(1, 30) i) END FROM generate_series(1, %d) g`, mb*850))
+		ELSE repeat(md5(g::text), 30) END FROM generate_series(1, %d) g`, mb*850))
 	size := scalar[int64](t, conn, `SELECT pg_total_relation_size('documents')`)
 
 	inst := newInstallation(t, pgcluster.NewDatabase(t, shared))

@@ -45,7 +45,7 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	binary = filepath.Join(dir, "rehome")
-	build := exec.Command("go", "build", "-o", binary, "github.com/rehomedb/rehome/cmd/rehome")
+	build := exec.Command("go", "build", "-ldflags=-s -w", "-o", binary, "github.com/rehomedb/rehome/cmd/rehome")
 	build.Stdout, build.Stderr = os.Stderr, os.Stderr
 	if err := build.Run(); err != nil {
 		fmt.Fprintln(os.Stderr, "build the program:", err)

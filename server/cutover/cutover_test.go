@@ -91,7 +91,7 @@ func TestDryRunAndRefusals(t *testing.T) {
 		}
 	}
 	// A gateway that died in silence is waited for here, and not while clients wait.
-	_, err = w.pool.Exec(ctx, "INSERT INTO rehome_control.gateways VALUES ('dead', clock_timestamp() - interval '3 s', clock_timestamp() + interval '500 ms')")
+	_, err = w.pool.Exec(ctx, "INSERT INTO rehome_control.gateways VALUES ('dead', clock_timestamp() - interval '3 s', clock_timestamp() + interval '3 s')")
 	must(t, err)
 	began := time.Now()
 	rep, err = c.Run(ctx, w.job, w.stream, cutover.Attempt{DryRun: true})
