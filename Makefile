@@ -11,8 +11,11 @@ TOOL := go tool -modfile=tools/go.mod
 ARGS ?=
 # The longest packages first: the others run beside them.
 PKG ?= ./replicator ./server/cutover ./internal/e2e ./...
-# Postgres clusters of several packages run at once; more than this many would wait for each other on a small machine.
-TEST_PARALLEL ?= 3
+# So many packages run at once, and so many tests of each (at least 4). A test alone uses a third of a core, since it waits for
+# servers much of its time: eight keep two cores busy, more make them poll in each other's way. With two packages at once the
+# longest has half of the machine from the beginning, and is not left to the end by itself.
+TEST_PARALLEL ?= 2
+TEST_AT_ONCE ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 4); echo $$((n > 4 ? n : 4)))
 # One package's tests, the longest of which takes most of the run on two cores.
 TEST_TIMEOUT ?= 15m
 FUZZ_TIME ?= 10s
@@ -46,14 +49,12 @@ build: ## Build bin/rehome (static)
 
 .PHONY: test
 test: setup ## Run all tests on real Postgres, fuzz seeds and each micro-benchmark once
-	scripts/in-memory $(TOOL) gotestsum --format pkgname --format-hide-empty-pkg -- \
-		-count=1 -p $(TEST_PARALLEL) -timeout $(TEST_TIMEOUT) $(PKG)
-	scripts/in-memory go test -run '^$$' -bench . -benchtime 1x -timeout $(TEST_TIMEOUT) $$(scripts/with-benchmarks)
+	scripts/in-memory scripts/test -count=1 -p $(TEST_PARALLEL) -parallel $(TEST_AT_ONCE) -timeout $(TEST_TIMEOUT) $(PKG)
 
 .PHONY: race
 race: setup ## Run all tests with the race detector (needs a C compiler; slow)
 	CGO_ENABLED=1 scripts/in-memory $(TOOL) gotestsum --format pkgname --format-hide-empty-pkg -- \
-		-race -count=1 -p $(TEST_PARALLEL) -timeout 30m $(PKG)
+		-race -count=1 -p 3 -timeout 30m $(PKG)
 
 .PHONY: lint
 lint: ## Formatting, static analysis, import directions, file sizes
