@@ -71,7 +71,7 @@ func StartRig(ctx context.Context, o Options, targets int) (r *Rig, err error) {
 	}
 	if r.Rehome == "" {
 		r.Rehome = filepath.Join(r.Dir, "rehome")
-		if err := buildRehome(ctx, r.Rehome); err != nil {
+		if err := buildRehome(ctx, r.Rehome, "-trimpath"); err != nil { // as `make build` does
 			return r, err
 		}
 	} else if r.Rehome, err = filepath.Abs(r.Rehome); err != nil {
@@ -91,9 +91,10 @@ func StartRig(ctx context.Context, o Options, targets int) (r *Rig, err error) {
 	return r, nil
 }
 
-// buildRehome builds the program under test as `make build` does.
-func buildRehome(ctx context.Context, path string) error {
-	build := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", path, "github.com/rehomedb/rehome/cmd/rehome") //nolint:gosec // our own path
+// buildRehome builds the program under test, with these flags.
+func buildRehome(ctx context.Context, path string, flags ...string) error {
+	args := append(append([]string{"build"}, flags...), "-o", path, "github.com/rehomedb/rehome/cmd/rehome")
+	build := exec.CommandContext(ctx, "go", args...) //nolint:gosec // our own path and flags
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		return fmt.Errorf("build rehome: %w: %s", err, out)

@@ -25,7 +25,8 @@ func TestMain(m *testing.M) {
 		}
 		defer os.RemoveAll(dir) //nolint:errcheck // a directory of the tests
 		program = filepath.Join(dir, "rehome")
-		if err := buildRehome(context.Background(), program); err != nil {
+		// Of the packages that the tests compiled already: with other flags all that there are would be compiled once more.
+		if err := buildRehome(context.Background(), program, "-ldflags=-s -w"); err != nil {
 			panic(err)
 		}
 		return m.Run()
