@@ -33,11 +33,11 @@ import (
 // gives way before the lanes are given that; and at the shard it gives way to whoever waits for it.
 
 const (
-	// defaultAheadFrom is from what size on a transaction in progress runs ahead: one that takes the shards a good part of
-	// a second.
-	defaultAheadFrom = 16 << 20
+	// defaultAheadFrom is from what size on a transaction in progress runs ahead: one that takes the shards some tenths of
+	// a second. What comes before is time in which they wait.
+	defaultAheadFrom = 6 << 20
 	// aheadTries is how often a transaction runs ahead that had to give way, each time when it has doubled since.
-	aheadTries = 3
+	aheadTries = 4
 	// aheadTell is how much is spooled between two words to the follower.
 	aheadTell = 64 << 10
 	// aheadLook is how much is spooled between two looks whether a transaction may run ahead.

@@ -69,15 +69,25 @@ var largeLoad = drainLoad{
 	tables:  "bulk, other", last: `UPDATE other SET n = -1 WHERE id = 1`,
 }
 
+// largeUpdates is the same of updates.
+var largeUpdates = drainLoad{
+	name: "updates", rows: 1,
+	ddl: `CREATE TABLE bulk (realm text NOT NULL, id bigint NOT NULL, n int NOT NULL, note text NOT NULL, PRIMARY KEY (realm, id));
+		CREATE TABLE other (id int PRIMARY KEY, n int); INSERT INTO other VALUES (1, 0);
+		INSERT INTO bulk SELECT 'r' || g %% 1000, g, g, 'a row of a large transaction ' || g FROM generate_series(1, 2 * %d) g; ANALYZE;`,
+	backlog: `UPDATE bulk SET n = n + 1 WHERE id <= %d`,
+	tables:  "bulk, other", last: `UPDATE other SET n = -1 WHERE id = 1`,
+}
+
 // BenchmarkDrain drains a backlog of REHOME_BENCH_TXNS (default 1,000) small transactions from a stopped state, into
 // REHOME_BENCH_SHARDS (default 1) shards, beside a native subscription of the same backlog. It tells CPU microseconds a
 // change: of the source's walsender, of the sessions at the target and of this process. Where REHOME_BENCH_PROFILE names
 // a folder, profiles of our drains are written there.
 func BenchmarkDrain(b *testing.B) {
 	txns := benchEnv("REHOME_BENCH_TXNS", 1000)
-	opts := pgcluster.Options{Fsync: true, Settings: map[string]string{"autovacuum": "off", "shared_buffers": "256MB", "max_wal_size": "8GB", "checkpoint_timeout": "1h", "track_commit_timestamp": "on", "logical_decoding_work_mem": "16MB"}}
+	opts := pgcluster.Options{Fsync: true, Settings: map[string]string{"autovacuum": "off", "shared_buffers": "256MB", "max_wal_size": "8GB", "checkpoint_timeout": "1h", "track_commit_timestamp": "on"}}
 	src, dst := pgcluster.StartT(b, opts), pgcluster.StartT(b, opts)
-	for _, load := range append(slices.Clone(drainLoads), largeLoad) {
+	for _, load := range append(slices.Clone(drainLoads), largeLoad, largeUpdates) {
 		made := sync.OnceValue(func() *drain { return newDrain(b, src, dst, load, txns) })
 		b.Run(load.name+"/rehome", func(b *testing.B) {
 			d := made()

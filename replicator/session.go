@@ -92,6 +92,12 @@ func connectBy(ctx context.Context, dsn tenant.DSN, name string, extra map[strin
 	return conn, nil
 }
 
+// decodesLittle has a source that can stream transactions before they end (from 14 on, see protocol) begin to at 16 MB of them, if
+// its own setting is higher, 64 MB by default: until then the shards have nothing to do, nor has our process. A lower one
+// stays. An earlier source would write them to its disk instead. What it gathers is some two and a half times what it sends.
+const decodesLittle = `SELECT set_config('logical_decoding_work_mem', '16MB', false)
+	WHERE current_setting('server_version_num')::int >= 140000 AND pg_size_bytes(current_setting('logical_decoding_work_mem', true)) > 16 << 20`
+
 // connectReplication opens a walsender session (manual, 55.4: streaming replication protocol), and what reads it.
 func connectReplication(ctx context.Context, dsn tenant.DSN, name string) (*pgconn.PgConn, *gulp, error) {
 	cfg, err := parseDSN(dsn)
@@ -113,9 +119,11 @@ func openReplication(ctx context.Context, dsn tenant.DSN, cfg *pgconn.Config, na
 		return nil, nil, connectError(dsn, err)
 	}
 	g.take()
-	if _, err := conn.Exec(ctx, limitlessLater).ReadAll(); err != nil {
-		closePgSoon(conn)
-		return nil, nil, connectError(dsn, err)
+	for _, sql := range []string{limitlessLater, decodesLittle} {
+		if _, err := conn.Exec(ctx, sql).ReadAll(); err != nil {
+			closePgSoon(conn)
+			return nil, nil, connectError(dsn, err)
+		}
 	}
 	return conn, g, nil
 }
