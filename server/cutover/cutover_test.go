@@ -93,11 +93,12 @@ func TestDryRunAndRefusals(t *testing.T) {
 	// A gateway that died in silence is waited for here, and not while clients wait.
 	_, err = w.pool.Exec(ctx, "INSERT INTO rehome_control.gateways VALUES ('dead', clock_timestamp() - interval '3 s', clock_timestamp() + interval '3 s')")
 	must(t, err)
-	began := time.Now()
 	rep, err = c.Run(ctx, w.job, w.stream, cutover.Attempt{DryRun: true})
 	must(t, err)
-	if took := time.Since(began); !hasFinding(rep.Findings, "gateway-silent") || tenant.Blocks(rep.Findings) || took < 300*time.Millisecond {
-		t.Errorf("dry run beside a dead gateway, %s: %+v", took, rep)
+	var leased bool
+	must(t, w.pool.QueryRow(ctx, "SELECT EXISTS (SELECT FROM rehome_control.gateways WHERE server = 'dead' AND lease_expires_at > clock_timestamp())").Scan(&leased))
+	if !hasFinding(rep.Findings, "gateway-silent") || tenant.Blocks(rep.Findings) || leased {
+		t.Errorf("dry run beside a dead gateway, which has a lease still: %t; %+v", leased, rep)
 	}
 	w.verified(t, false, time.Now())
 	refused("verification-not-clean")
@@ -153,6 +154,21 @@ func TestDeadlineRestoresTheFormerState(t *testing.T) {
 	must(t, err)
 	waitForTarget(t, l)
 	w.check(t, l, gate.SideTarget)
+}
+
+// An attempt that names no maximum pause has the default's.
+func TestDefaultMaxPause(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1)
+	holder := connect(t, w.job.Source)
+	exec(t, holder, "BEGIN; UPDATE orders SET realm_id = realm_id /* in the way */")
+	_, err := w.coordinator(t, nil).Run(t.Context(), w.job, w.stream, cutover.Attempt{ID: "default"})
+	if te := tenant.AsError(err); te == nil || te.Code != "cutover-timed-out" || !strings.Contains(te.Message, "maximum pause of 5s ") {
+		t.Errorf("error %v", err)
+	}
+	if got := w.outcome(t, "default"); got != cutover.OutcomeSource {
+		t.Errorf("outcome %s", got)
+	}
 }
 
 // A coordinator dies after every step, and another one finishes what it began.
