@@ -46,7 +46,8 @@ func (w *drainWorkload) Report(r *Results) []Section {
 			"pg_replication_slots.active, asked every 2 ms) until its targets show all rows of a last transaction (asked every 5 ms); native: ALTER SUBSCRIPTION … ENABLE, pglogical: " +
 			"alter_subscription_enable, Rehome: `rehome resume-replication`; start s is the time from that request to the walsender. CPU in seconds, from the request to the end. After each drain " +
 			"the tables that the backlog changed are counted and hashed at both sides. x native is rows/s to those of the native subscription in text in the same round, which has the server's default of the option `streaming` (off up to 17, parallel from 18 on); " +
-			"the contender named streaming has it on, from 16 on parallel.",
+			"the contender named streaming has it on, from 16 on parallel. Rehome's own walsender session decodes with logical_decoding_work_mem of 16 MB, which it sets itself (from 14 on); " +
+			"the others with the server's default of 64 MB, as their users have it.",
 	}}
 	for _, l := range w.backlogs() {
 		inCase := drainCase(l)

@@ -81,12 +81,15 @@ var (
 	errStopped = errors.New("stopped by the reader of the stream")
 )
 
+// runsAhead reports whether transactions of this replication may run ahead at all.
+func (c Config) runsAhead() bool { return c.AheadFrom >= 0 && !c.Options.NoRunAhead && c.back == nil }
+
 // runAhead begins to apply the transaction whose block is being read, if it is large enough and nothing speaks against it.
 func (s *stream) runAhead(ctx context.Context) {
 	sp := s.spools.open
 	from := s.e.cfg.AheadFrom
 	switch {
-	case sp.ahead.from == 0 && (from < 0 || s.e.cfg.Options.NoRunAhead || s.e.cfg.back != nil):
+	case sp.ahead.from == 0 && !s.e.cfg.runsAhead():
 		sp.ahead.from = math.MaxInt64
 	case sp.ahead.from == 0 && from == 0:
 		sp.ahead.from = defaultAheadFrom

@@ -163,7 +163,7 @@ func New(cfg Config) (*Engine, error) {
 		cfg: cfg, router: r, log: cfg.Logger.With("replication", cfg.Replication), state: cfg.State, origin: cfg.Origin,
 		copied: map[uint32]copied{}, markers: map[string]*marker{}, throttle: newThrottle(cfg.Throttle, cfg.Options.CopyJobs),
 	}
-	e.src = &direct{label: cfg.label(), dsn: cfg.Source, replication: cfg.Replication, slot: slot, publication: cfg.Publication, blocked: e.stats.setBlocked, patience: cfg.SlotPatience}
+	e.src = &direct{label: cfg.label(), dsn: cfg.Source, replication: cfg.Replication, slot: slot, publication: cfg.Publication, blocked: e.stats.setBlocked, patience: cfg.SlotPatience, early: cfg.runsAhead()}
 	if cfg.Origin != nil {
 		e.cat = cfg.Origin.Catalogue
 	}

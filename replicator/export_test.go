@@ -31,6 +31,19 @@ func (e *Engine) SentWithCommit() int64 {
 // CopiedRows is how many rows of transactions that ran ahead were sent by COPY.
 func (e *Engine) CopiedRows() int64 { return e.copiedRows.Load() }
 
+// Walsender opens the walsender session of a replication, or of its way back.
+func Walsender(ctx context.Context, cfg Config, back bool) (*pgconn.PgConn, error) {
+	if back {
+		cfg.back = new(backSide)
+	}
+	e, err := New(cfg)
+	if err != nil {
+		return nil, err
+	}
+	c, _, err := e.src.walsender(ctx)
+	return c, err
+}
+
 // ReplicationSession opens a walsender session as the stream does, whose guard has another patience.
 func ReplicationSession(ctx context.Context, dsn tenant.DSN, patience time.Duration) (*pgconn.PgConn, error) {
 	cfg, err := parseDSN(dsn)
@@ -38,7 +51,7 @@ func ReplicationSession(ctx context.Context, dsn tenant.DSN, patience time.Durat
 		return nil, err
 	}
 	halfopen.Guard(&cfg.Config, patience)
-	c, _, err := openReplication(ctx, dsn, &cfg.Config, "test")
+	c, _, err := openReplication(ctx, dsn, &cfg.Config, "test", true)
 	return c, err
 }
 

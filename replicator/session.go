@@ -92,23 +92,26 @@ func connectBy(ctx context.Context, dsn tenant.DSN, name string, extra map[strin
 	return conn, nil
 }
 
-// decodesLittle has a source that can stream transactions before they end (from 14 on, see protocol) begin to at 16 MB of them, if
-// its own setting is higher, 64 MB by default: until then the shards have nothing to do, nor has our process. A lower one
-// stays. An earlier source would write them to its disk instead. What it gathers is some two and a half times what it sends.
+// decodesLittle has a source that can stream transactions before they end (from 14 on, see protocol) begin to when our session
+// holds 16 MB of them, if its own setting is higher, 64 MB by default: until then the shards have nothing to do, nor has our
+// process. A lower one stays. The bound is of the sum of all transactions in progress: beyond it the largest is streamed,
+// though it may be small, or goes to the source's disk where it cannot be (a row of which only TOASTed values have been read
+// yet), as it always would with an earlier source. What it gathers is some two and a half times what it sends.
 const decodesLittle = `SELECT set_config('logical_decoding_work_mem', '16MB', false)
 	WHERE current_setting('server_version_num')::int >= 140000 AND pg_size_bytes(current_setting('logical_decoding_work_mem', true)) > 16 << 20`
 
-// connectReplication opens a walsender session (manual, 55.4: streaming replication protocol), and what reads it.
-func connectReplication(ctx context.Context, dsn tenant.DSN, name string) (*pgconn.PgConn, *gulp, error) {
+// connectReplication opens a walsender session (manual, 55.4: streaming replication protocol), and what reads it. early says
+// that transactions which it streams may be applied at once, so that the source should begin early (decodesLittle).
+func connectReplication(ctx context.Context, dsn tenant.DSN, name string, early bool) (*pgconn.PgConn, *gulp, error) {
 	cfg, err := parseDSN(dsn)
 	if err != nil {
 		return nil, nil, err
 	}
-	return openReplication(ctx, dsn, &cfg.Config, name)
+	return openReplication(ctx, dsn, &cfg.Config, name, early)
 }
 
 // openReplication is connectReplication with a configuration that was made of the connection string.
-func openReplication(ctx context.Context, dsn tenant.DSN, cfg *pgconn.Config, name string) (*pgconn.PgConn, *gulp, error) {
+func openReplication(ctx context.Context, dsn tenant.DSN, cfg *pgconn.Config, name string, early bool) (*pgconn.PgConn, *gulp, error) {
 	g := gulpFrontend(cfg)
 	maps.Copy(cfg.RuntimeParams, textSettings)
 	maps.Copy(cfg.RuntimeParams, limitless)
@@ -119,7 +122,11 @@ func openReplication(ctx context.Context, dsn tenant.DSN, cfg *pgconn.Config, na
 		return nil, nil, connectError(dsn, err)
 	}
 	g.take()
-	for _, sql := range []string{limitlessLater, decodesLittle} {
+	settings := []string{limitlessLater}
+	if early {
+		settings = append(settings, decodesLittle)
+	}
+	for _, sql := range settings {
 		if _, err := conn.Exec(ctx, sql).ReadAll(); err != nil {
 			closePgSoon(conn)
 			return nil, nil, connectError(dsn, err)

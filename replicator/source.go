@@ -29,6 +29,7 @@ type direct struct {
 	publication string
 	blocked     func(string)  // told who is in the way of a slot's creation; "" when nobody is any more
 	patience    time.Duration // of a slot's creation
+	early       bool          // its transactions may run ahead, so it should begin to stream them early
 }
 
 // identity of a source server, compared on every connect: another one is another server, whatever its address.
@@ -47,7 +48,7 @@ func (d *direct) conn(ctx context.Context, role string) (*pgx.Conn, error) {
 
 // walsender opens a session for replication commands.
 func (d *direct) walsender(ctx context.Context) (*pgconn.PgConn, *gulp, error) {
-	c, g, err := connectReplication(ctx, d.dsn, "rehome-stream-"+d.replication)
+	c, g, err := connectReplication(ctx, d.dsn, "rehome-stream-"+d.replication, d.early)
 	if err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", d.label, err)
 	}

@@ -35,7 +35,7 @@ func (o *planOptions) flags(cmd *cobra.Command) {
 	f.StringVar(&o.chunk, "chunk-size", "", "copy tables with more than this per shard in chunks of about this size, so that a crash costs no more (default 1.07GB)")
 	f.BoolVar(&o.opts.FixIdentity, "fix-identity", false, "make replica identities that contain the realm key at the source; taken back by cancel and complete")
 	f.StringArrayVar(&o.opts.Accept, "accept", nil, "go on in spite of this finding: CODE:OBJECT (may be repeated)")
-	f.BoolVar(&o.opts.NoRunAhead, "no-run-ahead", false, "apply large transactions when they have ended at the source, not while they come")
+	f.BoolVar(&o.opts.NoRunAhead, "no-run-ahead", false, "apply large transactions when they have ended at the source, not while they come; the source then decodes with its own logical_decoding_work_mem, not at most 16 MB")
 	f.BoolVar(&o.opts.NoHeartbeat, "no-heartbeat", false, "write nothing to the source while it is idle")
 }
 
