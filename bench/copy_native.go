@@ -9,8 +9,7 @@ import (
 	"github.com/rehomedb/rehome/internal/pgcluster"
 )
 
-// jobs is how many sessions peers are given that ask for it: as many as there are cores would be usual, and all of the report's
-// machines have two or more.
+// jobs is how many sessions peers are given that ask for it, as many as Rehome has by default for its copy and for its indexes.
 const jobs = 2
 
 // nativeCopier is the initial copy of CREATE SUBSCRIPTION.
@@ -51,12 +50,16 @@ func (c nativeCopier) Copy(ctx context.Context, r *Run, d *Dataset, targets []*p
 	if err := r.Begin(); err != nil {
 		return err
 	}
-	sections := []string{"pre-data"}
-	if c.inPlace {
-		sections = append(sections, "post-data")
+	archive, err := dumpArchive(ctx, r, d)
+	if err != nil {
+		return err
 	}
-	for _, s := range sections {
-		if err := dumpSchema(ctx, r, d, s, target.Reveal()); err != nil {
+	postData := func() error { return restore(ctx, r, "post-data", archive, target.Reveal()) }
+	if err := restore(ctx, r, "pre-data", archive, target.Reveal()); err != nil {
+		return err
+	}
+	if c.inPlace {
+		if err := postData(); err != nil {
 			return err
 		}
 	}
@@ -87,20 +90,16 @@ func (c nativeCopier) Copy(ctx context.Context, r *Run, d *Dataset, targets []*p
 		return fmt.Errorf("wait for the copy: %w", err)
 	}
 	if !c.inPlace {
-		if err := restorePost(ctx, r, d, target.Reveal()); err != nil {
+		if err := postData(); err != nil {
 			return err
 		}
 	}
 	return r.End()
 }
 
-// restorePost builds keys and indexes by pg_restore, side by side.
-func restorePost(ctx context.Context, r *Run, d *Dataset, target string) error {
-	archive, err := dumpArchive(ctx, r, d)
-	if err != nil {
-		return err
-	}
-	return r.Tool(ctx, "pg_restore", "--section=post-data", fmt.Sprintf("-j%d", jobs), "-d", target, archive)
+// restore makes a section of an archive's schema: of post-data the keys and indexes side by side.
+func restore(ctx context.Context, r *Run, section, archive, target string) error {
+	return r.Tool(ctx, "pg_restore", "--section="+section, fmt.Sprintf("-j%d", jobs), "-d", target, archive)
 }
 
 // Unpublish drops the publication and the slots of a database at the source.

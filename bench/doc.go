@@ -9,7 +9,7 @@
 //	Workload            lets its contenders run in each round, in rotating order (turn), and says what tables it reports
 //	Server (server.go)  a Rehome installation of its own, as a child process, driven by the command line
 //	Results (results.go) samples by case, contender and round; ratios are made of samples of the same round only
-//	report*.go, aims.go the report: everything in it is computed from the samples
+//	report.go           the report: everything in it is computed from the samples; each workload has its tables and aims
 //
 // Rounds are the outer loop and workloads the inner one, so that a run which is interrupted still has whole rounds of
 // everything and writes them.
@@ -19,6 +19,7 @@
 //
 // # To add a workload
 //
-// Implement Workload in a file of its own and list it in workloads (main.go). Prepare loads what is needed, once. Round calls
-// turn for each contender: it makes the Run, calls the contender, adds the sample, cleans up. Report returns tables.
+// Implement Workload in a file of its own and list it in all (main.go). Prepare loads what is needed, once. Round calls Bench.Turn
+// for each contender: it makes the Run, calls the contender, adds the sample, cleans up. D and E, whose contenders follow one
+// source together, have a drainSuite instead. Report returns tables.
 package main

@@ -24,6 +24,10 @@ const (
 	// targets whether they show the last transaction: fine against the seconds that a drain takes.
 	startPoll = 2 * time.Millisecond
 	lastPoll  = 5 * time.Millisecond
+	// settleWithin bounds the wait for a slot that begins behind the last backlog, settleEvery is how often the source is told to
+	// log its running transactions meanwhile. Peers confirm what they have every 10 s (wal_receiver_status_interval) or sooner.
+	settleWithin = 40 * time.Second
+	settleEvery  = 250 * time.Millisecond
 	// writers is how many sessions write a backlog.
 	writers = 4
 )
@@ -133,6 +137,30 @@ func (b *drainBed) sentinel(ctx context.Context) error {
 		realm = "g"
 	}
 	return b.exec(ctx, `INSERT INTO arrived SELECT `+realm+`, $1 FROM generate_series(1, $2::int) g`, b.last, lastRows)
+}
+
+// settle has the source log its running transactions, until a contender's slot begins behind all that was written so far.
+func (b *drainBed) settle(ctx context.Context, f follower) error {
+	slot, err := f.slot(ctx)
+	if err != nil {
+		return err
+	}
+	var at string
+	if err := b.src.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()::text`).Scan(&at); err != nil {
+		return fmt.Errorf("read the source's position: %w", err)
+	}
+	return poll(ctx, settleWithin, settleEvery, "the slot of "+f.label()+" begins behind the last backlog", func() (behind bool, err error) {
+		if err := Exec(ctx, b.rig.Source.DSN("postgres"), "CHECKPOINT"); err != nil {
+			return false, err
+		}
+		if p, ok := f.(interface{ pass(context.Context) error }); ok {
+			if err := p.pass(ctx); err != nil {
+				return false, err
+			}
+		}
+		err = b.src.QueryRow(ctx, `SELECT restart_lsn >= $2::pg_lsn FROM pg_replication_slots WHERE slot_name = $1`, slot, at).Scan(&behind)
+		return behind, err
+	})
 }
 
 // drain lets one contender drain what was written while it was stopped. The clock runs from the moment that its walsender

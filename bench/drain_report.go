@@ -42,7 +42,7 @@ func (b *drainBed) spilled(ctx context.Context, f follower) (n int64, err error)
 func (w *drainWorkload) Report(r *Results) []Section {
 	out := []Section{{
 		Title: "D: backlogs, each drained from a stopped state",
-		Text: "All contenders follow the source, are stopped, and drain the same WAL one after the other. The clock runs from the moment that the contender's walsender is there (the source's " +
+		Text: "All contenders follow the source, are stopped, and drain the same WAL one after the other, each alone. The clock runs from the moment that the contender's walsender is there (the source's " +
 			"pg_replication_slots.active, asked every 2 ms) until its targets show all rows of a last transaction (asked every 5 ms); native: ALTER SUBSCRIPTION … ENABLE, pglogical: " +
 			"alter_subscription_enable, Rehome: `rehome resume-replication`; start s is the time from that request to the walsender. CPU in seconds, from the request to the end. After each drain " +
 			"the tables that the backlog changed are counted and hashed at both sides. x native is rows/s to those of the native subscription in text in the same round, which has the server's default of the option `streaming` (off up to 17, parallel from 18 on); " +

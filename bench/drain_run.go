@@ -89,9 +89,11 @@ func (w *drainWorkload) suite(ctx context.Context, b *Bench, round int, make sui
 	s.who = slices.DeleteFunc(s.who, func(f follower) bool { return !s.wanted(ctx, f) })
 	s.join(ctx)
 	s.note()
+	s.restAll(ctx, func(f follower) bool { return !largeOnly(f) })
 	for i, l := range s.logs {
 		if l.large() && (i == 0 || !s.logs[i-1].large()) {
 			s.joinAll(ctx, largeOnly)
+			s.restAll(ctx, largeOnly)
 		}
 		if err := s.drainAll(ctx, l); err != nil {
 			return err
@@ -191,21 +193,41 @@ func (s *drainSuite) fails(ctx context.Context, f follower, cases []string, err 
 	}
 }
 
-// drainAll writes a backlog while everyone is stopped, and lets each drain it, in an order that begins with another one each round.
-func (s *drainSuite) drainAll(ctx context.Context, l backlog) error {
-	takes := func(f follower) bool { return !s.out[f.label()] && (l.large() || !largeOnly(f)) }
+// restAll stops those who have copied what is there.
+func (s *drainSuite) restAll(ctx context.Context, who func(follower) bool) {
 	for _, f := range s.who {
-		if !takes(f) {
-			continue
-		}
-		if err := within(ctx, stopWithin, f.stop); err != nil {
-			s.fails(ctx, f, []string{drainCase(l)}, fmt.Errorf("stop: %w", err))
+		if who(f) && !s.out[f.label()] {
+			if err := s.rest(ctx, f); err != nil {
+				s.fails(ctx, f, s.casesOf(f), err)
+			}
 		}
 	}
+}
+
+// rest stops a contender when its slot has nothing to decode once more. Else whoever drained last and was stopped at once would
+// decode the backlog before again with the next: a slot's restart_lsn moves when the source logs its running transactions,
+// every 15 s and with a checkpoint, and the contender confirms what came with them.
+func (s *drainSuite) rest(ctx context.Context, f follower) error {
+	if err := s.bed.settle(ctx, f); err != nil {
+		return err
+	}
+	if err := within(ctx, stopWithin, f.stop); err != nil {
+		return fmt.Errorf("stop: %w", err)
+	}
+	return nil
+}
+
+// turnOf counts the rounds that have the same contenders: all of them, or only those that aims are about.
+func turnOf(round int) int { return (round + 1) / 2 }
+
+// drainAll writes a backlog while everyone is stopped, and lets each drain it alone, in an order that begins with another one each
+// time that the same contenders drain. Who cannot be stopped takes no part in the later ones.
+func (s *drainSuite) drainAll(ctx context.Context, l backlog) error {
+	takes := func(f follower) bool { return !s.out[f.label()] && (l.large() || !largeOnly(f)) }
 	if err := errors.Join(l.write(ctx, s.bed), s.bed.sentinel(ctx)); err != nil {
 		return err
 	}
-	for _, f := range Rotate(s.who, s.round) {
+	for _, f := range Rotate(s.who, turnOf(s.round)) {
 		if !takes(f) {
 			continue
 		}
@@ -215,17 +237,22 @@ func (s *drainSuite) drainAll(ctx context.Context, l backlog) error {
 		}
 		if err != nil {
 			s.fails(ctx, f, []string{drainCase(l)}, err)
+			_ = within(ctx, stopWithin, f.stop) // not beside the others, if it can be
 			continue
 		}
 		sample.Case, sample.Round = drainCase(l), s.round
 		s.bench.record(sample)
+		if err := s.rest(ctx, f); err != nil {
+			cases := s.casesOf(f)
+			s.fails(ctx, f, cases[slices.Index(cases, drainCase(l))+1:], err)
+		}
 	}
 	return nil
 }
 
 // turn is one contender's drain, with the comparison of what it left.
 func (s *drainSuite) turn(ctx context.Context, f follower, l backlog) (sample Sample, err error) {
-	if err := s.bench.Rig.Checkpoint(ctx); err != nil {
+	if err := s.checkpoint(ctx); err != nil {
 		return sample, err
 	}
 	spill, err := s.bed.spilled(ctx, f)
@@ -262,6 +289,15 @@ func (s *drainSuite) turn(ctx context.Context, f follower, l backlog) (sample Sa
 		return sample, nil
 	}
 	return sample, s.bed.same(ctx, f, l.tables)
+}
+
+// checkpoint lets a turn begin without dirty buffers, at pglogical's own server too.
+func (s *drainSuite) checkpoint(ctx context.Context) error {
+	err := s.bench.Rig.Checkpoint(ctx)
+	if s.apart != nil {
+		err = errors.Join(err, Exec(ctx, s.apart.DSN("postgres"), "CHECKPOINT"))
+	}
+	return err
 }
 
 // close ends everyone and drops all databases.

@@ -39,7 +39,11 @@ func TestWhoDrainsOtherRowsHasNoFigure(t *testing.T) {
 	honest := &subscription{bed: bed, at: b.Rig.Targets[0], name: nativeName, db: "honest", schema: smallDDL}
 	lost := &loser{subscription{bed: bed, at: b.Rig.Targets[0], name: "loser", db: "loser", schema: smallDDL}}
 	s := &drainSuite{bench: b, bed: bed, logs: smallBacklogs(scale), who: []follower{honest, lost}, out: map[string]bool{}, round: 1}
+	for _, l := range s.logs {
+		s.cases = append(s.cases, drainCase(l))
+	}
 	s.join(ctx)
+	s.restAll(ctx, func(follower) bool { return true })
 	small, updates := s.logs[0], s.logs[2]
 	for _, l := range []backlog{small, updates} {
 		if err := s.drainAll(ctx, l); err != nil {

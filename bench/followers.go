@@ -150,6 +150,11 @@ func (r *slotReader) join(ctx context.Context) error {
 	return r.bed.exec(ctx, `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, r.name())
 }
 
+// pass lets the slot go to where the source is: it only follows while it drains.
+func (r *slotReader) pass(ctx context.Context) error {
+	return r.bed.exec(ctx, `SELECT pg_replication_slot_advance($1, pg_current_wal_lsn())`, r.name())
+}
+
 func (r *slotReader) leave(ctx context.Context) error {
 	return r.bed.exec(ctx, `SELECT pg_drop_replication_slot($1)`, r.name())
 }
