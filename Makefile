@@ -121,9 +121,9 @@ histories: setup ## Apply HISTORIES random histories to modelled shards, and a h
 	REHOME_HISTORIES=$(HISTORIES) REHOME_REAL_HISTORIES=$$(( $(HISTORIES) / 100 )) REHOME_SEED=$(SEED) go test -count=1 -v -timeout 120m -run '^TestHistories' ./replicator
 
 .PHONY: bench
-bench: setup build ## Measure Rehome beside its peers; writes bench/RESULTS.md (about 50 minutes): BENCH_ARGS="-workloads A -rounds 1"; BENCH_INSTALL=no installs no peers
+bench: setup build ## Measure Rehome beside its peers; writes bench/RESULTS.md (an hour or more): BENCH_ARGS="-workloads A -rounds 1"; BENCH_INSTALL=no installs no peers
 	@scripts/ensure-bench
-	go run ./bench -rehome bin/rehome -limit 60m $(BENCH_ARGS)
+	go run ./bench -rehome bin/rehome -limit 90m $(BENCH_ARGS)
 
 .PHONY: microbench
 microbench: setup ## Run the micro-benchmarks and compare with the newest release's (bench/micro): RELEASE=v1.2.0 keeps them as that one's
