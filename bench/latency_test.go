@@ -39,22 +39,6 @@ func TestStamp(t *testing.T) {
 	}
 }
 
-func TestPercentiles(t *testing.T) {
-	t.Parallel()
-	var l latencies
-	for i := range 200 {
-		l = append(l, time.Duration(i)*time.Millisecond)
-	}
-	for share, want := range map[float64]float64{0.50: 100, 0.95: 190, 0.99: 198, 1: 199} {
-		if got := l.at(share); got != want {
-			t.Errorf("at %g: %g ms, want %g", share, got, want)
-		}
-	}
-	if got := latencies(nil).at(0.99); got != 0 {
-		t.Errorf("of nothing: %g", got)
-	}
-}
-
 // TestLoadThatIsTooLittle: a latency beside a load that is far from what was asked for is none.
 func TestLoadThatIsTooLittle(t *testing.T) {
 	t.Parallel()
