@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -147,12 +148,12 @@ func notFoundDatabase(name string) error {
 	return tenant.Errorf(tenant.KindNotFound, "database-not-found", "see `rehome databases`", "there is no database %q", name)
 }
 
-// challengeHeader tells how to authenticate (RFC 6750 §3).
+// challengeHeader tells how to authenticate (RFC 6750 §3), and when to ask again.
 func challengeHeader(w http.ResponseWriter, p *problem) {
 	if p.Status == http.StatusUnauthorized {
 		w.Header().Set("WWW-Authenticate", `Bearer realm="rehome"`)
 	}
-	if p.Status == http.StatusTooManyRequests {
-		w.Header().Set("Retry-After", "60")
+	if n := p.retryAfter(); n > 0 {
+		w.Header().Set("Retry-After", strconv.Itoa(n))
 	}
 }

@@ -99,7 +99,7 @@ func (s *Server) deletePageConfirm(w http.ResponseWriter, r *http.Request) {
 func (s *Server) writePage(w http.ResponseWriter, r *http.Request, err error, p page) {
 	status := http.StatusOK
 	if err != nil {
-		pr := problemOf(err, requestOf(r.Context()).id)
+		pr := problemOf(whyCancelled(r.Context(), err), requestOf(r.Context()).id)
 		s.logProblem(r, pr)
 		challengeHeader(w, pr)
 		status, p = pr.Status, page{Title: "This did not work", Lines: []string{pr.Detail + ".", pr.Hint}}

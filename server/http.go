@@ -19,6 +19,8 @@ import (
 const (
 	// maxBody bounds the body of an API request: a certificate with thousands of sequences fits in.
 	maxBody = 1 << 20
+	// bodyTimeout is how long a client may take to send it, over a slow line.
+	bodyTimeout = 30 * time.Second
 	// readHeaderTimeout is against clients that open a connection and say nothing (slow loris).
 	readHeaderTimeout = 10 * time.Second
 	// idleTimeout is longer than that of common load balancers (60 s), so that they are the ones who close.
@@ -112,6 +114,10 @@ func (p *statusProbe) WriteHeader(status int)      { p.status = status }
 func (s *Server) observe(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		rq := newRequest(r)
+		rq.control = http.NewResponseController(w)
+		if r.Body != nil && r.Body != http.NoBody { // also for who does not read it: what is left is read before an answer goes out
+			_ = rq.control.SetReadDeadline(time.Now().Add(s.bodyTimeout))
+		}
 		if address := s.gateway.ClientAddress(r); address != "" {
 			rq.address = address
 		}
@@ -186,7 +192,7 @@ func (s *Server) guard(next http.Handler) http.Handler {
 
 // writeProblem answers with a problem document outside of huma.
 func (s *Server) writeProblem(w http.ResponseWriter, r *http.Request, err error) {
-	p := problemOf(err, requestOf(r.Context()).id)
+	p := problemOf(whyCancelled(r.Context(), err), requestOf(r.Context()).id)
 	s.logProblem(r, p)
 	challengeHeader(w, p)
 	w.Header().Set("Content-Type", "application/problem+json")

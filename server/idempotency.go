@@ -10,8 +10,10 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"time"
 
+	"github.com/danielgtaylor/huma/v2"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/rehomedb/rehome/tenant"
@@ -65,6 +67,10 @@ func (s *Server) idempotent(next http.Handler) http.Handler {
 			return
 		}
 		body, err := io.ReadAll(r.Body)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			s.writeProblem(w, r, fromHuma(&huma.ErrorModel{Status: http.StatusRequestTimeout}, rq.id))
+			return
+		}
 		if err != nil {
 			s.writeProblem(w, r, &tenant.Error{Kind: tenant.KindInvalid, Code: "too-large", Message: "the request's body is too large or incomplete", Err: err})
 			return

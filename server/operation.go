@@ -2,7 +2,6 @@ package server
 
 import (
 	"context"
-	"errors"
 	"net/http"
 	"reflect"
 	"strings"
@@ -32,7 +31,8 @@ func add[I, O any](s *Server, a huma.API, op operation, h func(context.Context, 
 	hop := huma.Operation{
 		OperationID: op.name, Method: op.method, Path: op.path, Summary: op.summary, Tags: []string{tag}, DefaultStatus: op.status,
 		Description: "Needs the scope " + op.scope + ".", Security: []map[string][]string{{"key": {}}}, MaxBodyBytes: maxBody,
-		Responses: problemResponses(a),
+		BodyReadTimeout: s.bodyTimeout,
+		Responses:       problemResponses(a),
 	}
 	if hop.DefaultStatus == 0 {
 		hop.DefaultStatus = http.StatusOK
@@ -44,25 +44,21 @@ func add[I, O any](s *Server, a huma.API, op operation, h func(context.Context, 
 	huma.Register(a, hop, func(ctx context.Context, in *I) (*O, error) {
 		var out *O
 		rq := requestOf(ctx)
+		rq.bodyCame()
 		err := permit(rq.principal, op.scope, op.whole)
 		if err == nil {
 			out, err = h(ctx, in)
 		}
+		err = whyCancelled(ctx, err)
 		if audited {
 			s.auditRequest(ctx, op.name, err)
 		}
 		if err == nil {
 			return out, nil
 		}
-		if cause := context.Cause(ctx); cause != nil && errors.Is(err, context.Canceled) {
-			err = cause
-		}
 		p := problemOf(err, rq.id)
 		if p.hidden != nil {
 			s.log.ErrorContext(ctx, "request failed", "request_id", rq.id, "operation", op.name, "code", p.Code, "error", p.hidden)
-		}
-		if p.Status == http.StatusTooManyRequests {
-			return nil, huma.ErrorWithHeaders(p, http.Header{"Retry-After": {"60"}})
 		}
 		return nil, p
 	})

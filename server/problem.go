@@ -61,14 +61,25 @@ func known(err error) *tenant.Error {
 	var connect *pgconn.ConnectError
 	var pg *pgconn.PgError
 	switch {
-	case errors.Is(err, errStopping) || errors.Is(err, context.Canceled):
+	case errors.Is(err, errStopping):
 		return &tenant.Error{Kind: tenant.KindUnavailable, Code: "stopping", Message: "the server stops", Hint: "ask again; another server or the next start answers", Err: err}
+	case errors.Is(err, context.Canceled): // by its client: nobody reads this but the log
+		return &tenant.Error{Kind: tenant.KindUnavailable, Code: "client-gone", Message: "the request's client went before it was answered", Hint: "ask again", Err: err}
 	case errors.Is(err, context.DeadlineExceeded):
 		return &tenant.Error{Kind: tenant.KindUnavailable, Code: "timed-out", Message: "it took too long", Hint: "ask again; if it stays so, see the server's log for the request id", Err: err}
 	case errors.As(err, &connect), errors.As(err, &pg) && (strings.HasPrefix(pg.Code, "08") || strings.HasPrefix(pg.Code, "57P")):
 		return &tenant.Error{Kind: tenant.KindUnavailable, Code: "database-unreachable", Message: "a Postgres server that is needed cannot be reached", Hint: "see /readyz and the server's log for the request id", Err: err}
 	}
 	return &tenant.Error{Kind: tenant.KindInternal, Code: codeInternal, Message: "something failed that should not", Hint: "the server's log tells more; look for the request id", Err: err}
+}
+
+// whyCancelled is an error of a request's work, or who gave the request up when that is why it failed: this server that stops, or
+// the client.
+func whyCancelled(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil && errors.Is(err, context.Canceled) {
+		return cause
+	}
+	return err
 }
 
 // statusOf refines the kind's status: a key that is missing or wrong is 401, too many tries 429 (RFC 6585 §4).
@@ -94,6 +105,8 @@ func fromHuma(m *huma.ErrorModel, requestID string) *problem {
 		return problemOf(&tenant.Error{Kind: tenant.KindInternal, Code: codeInternal, Message: m.Detail}, requestID)
 	case m.Status == http.StatusRequestEntityTooLarge:
 		code, hint, detail = "too-large", "send less", "the request's body is too large"
+	case m.Status == http.StatusRequestTimeout:
+		kind, code, hint, detail = tenant.KindUnavailable, "slow-body", "ask again", "the request's body did not come in time"
 	case m.Status == http.StatusUnsupportedMediaType:
 		code, hint = "unsupported-media-type", "send application/json"
 	}

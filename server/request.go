@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"time"
 )
 
 // request is what the layers of one API request share.
@@ -14,6 +15,7 @@ type request struct {
 	address   string // the client's, without port
 	host      string // the one that was asked
 	principal *principal
+	control   *http.ResponseController
 
 	// What the audit row says beyond the operation's name; set by handlers.
 	object string
@@ -21,6 +23,15 @@ type request struct {
 }
 
 type requestKey struct{}
+
+// bodyCame lifts the deadline of the request's body. net/http does so itself at the body's end, and goes on reading, to notice when
+// the client goes: a deadline that the API's library sets after that, for a body that was read before or for none, would end that
+// look, and with it cancel the request. What an operation takes is its own affair.
+func (rq *request) bodyCame() {
+	if rq.control != nil {
+		_ = rq.control.SetReadDeadline(time.Time{})
+	}
+}
 
 // newRequest gives a request its id; one that a proxy in front has set is kept if it looks like an id.
 func newRequest(r *http.Request) *request {
