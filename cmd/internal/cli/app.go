@@ -122,7 +122,7 @@ func (a *App) dial(base string) (*client.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return client.New(client.Options{Base: base, Bearer: bearer, HTTP: a.HTTP, UserAgent: "rehome/" + Version(), Note: a.Print.Notef})
+	return client.New(client.Options{Base: base, Bearer: bearer, HTTP: a.HTTP, UserAgent: "rehome/" + Version(), Note: a.noteAway})
 }
 
 // credentials for an installation: its client in rehome.key, else the operator's secret, which goes to REHOME_URL's own

@@ -58,14 +58,19 @@ func runProgress(ctx context.Context, a *App, o progressOptions) error {
 		return err
 	}
 	goesOn := fmt.Sprintf("replication %s goes on; look again with rehome replication-progress", r.ID)
-	switch {
-	case !o.watch:
+	if !o.watch {
 		p, err := t.Progress(ctx, r.ID)
 		if err != nil {
 			return err
 		}
 		return a.Print.Answer(p, func() { a.printProgress(p) })
-	case a.Print.JSON:
+	}
+	words := []string{"replication-progress", r.ID, "--watch"}
+	if o.until != "" {
+		words = append(words, "--until", o.until)
+	}
+	t = a.patientTarget(t, "replication "+r.ID+" itself", a.again(t, words...))
+	if a.Print.JSON {
 		return interrupted(ctx, a.followProgress(ctx, t, r.ID, o), goesOn)
 	}
 	return interrupted(ctx, a.watchProgress(ctx, t, r.ID, o.until), goesOn)
@@ -180,19 +185,12 @@ func pollProgress(ctx context.Context, a *App, t target, id, until string, v pro
 	defer tick.Stop()
 	for {
 		p, err := t.Progress(ctx, id)
-		switch {
-		case err == nil:
-			v.show(p)
-			if end, err := reached(p.Phase, until, p.Reason, p.Remedy); end {
-				return err
-			}
-		case ctx.Err() != nil:
+		if err != nil {
+			return err // a server that restarts is outlasted by the patient client
+		}
+		v.show(p)
+		if end, err := reached(p.Phase, until, p.Reason, p.Remedy); end {
 			return err
-		case tenant.AsError(err).Kind != tenant.KindUnavailable:
-			return err
-		default:
-			// A server that restarts does not end the watching; the replication goes on with any server.
-			a.Print.Notef("%s", err)
 		}
 		select {
 		case <-ctx.Done():

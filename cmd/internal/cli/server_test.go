@@ -56,7 +56,7 @@ func TestServer(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "ready": ready, "code": code, "sql": sql, "freeport": freePort, "appcode": appCode, "hold": hold, "fencing": fencing, "release": release, "shard": shardOf, "ids": ids, "arrived": arrived,
+			"exits": exits, "ready": ready, "code": code, "sql": sql, "freeport": freePort, "appcode": appCode, "hold": hold, "fencing": fencing, "begun": begun, "knocks": knocks, "release": release, "shard": shardOf, "ids": ids, "arrived": arrived,
 		},
 	})
 }
@@ -202,5 +202,41 @@ func fencing(ts *testscript.TestScript, _ bool, args []string) {
 			ts.Fatalf("nobody fences the source")
 		case <-tick.C:
 		}
+	}
+}
+
+// begun KIND: waits until a worker has begun a command of this kind.
+func begun(ts *testscript.TestScript, _ bool, args []string) {
+	ctx, cancel := context.WithTimeout(context.Background(), startWithin)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, ts.Getenv("REHOME_DATABASE_URL"))
+	ts.Check(err)
+	defer func() { _ = conn.Close(ctx) }()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for found := false; !found; {
+		ts.Check(conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM rehome_control.replication_commands WHERE kind = $1 AND started_at IS NOT NULL)`, args[0]).Scan(&found))
+		select {
+		case <-ctx.Done():
+			ts.Fatalf("no %s is begun", args[0])
+		case <-tick.C:
+		}
+	}
+}
+
+// knocks N: where the server was, accepts and closes N connections of those who look for it.
+func knocks(ts *testscript.TestScript, _ bool, args []string) {
+	n, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	ctx, cancel := context.WithTimeout(context.Background(), startWithin)
+	defer cancel()
+	ln, err := (&net.ListenConfig{}).Listen(ctx, "tcp", ts.Getenv("REHOME_LISTEN"))
+	ts.Check(err)
+	defer func() { _ = ln.Close() }()
+	defer context.AfterFunc(ctx, func() { _ = ln.Close() })()
+	for range n {
+		conn, err := ln.Accept()
+		ts.Check(err)
+		_ = conn.Close()
 	}
 }

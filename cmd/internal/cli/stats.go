@@ -13,7 +13,6 @@ import (
 
 	"github.com/rehomedb/rehome/cmd/internal/output"
 	"github.com/rehomedb/rehome/server/api"
-	"github.com/rehomedb/rehome/tenant"
 )
 
 // viaDirect is what the API calls a connection past the gateway.
@@ -82,29 +81,25 @@ func runStats(ctx context.Context, a *App, o statsOptions) error {
 }
 
 func (a *App) watchStats(ctx context.Context, t target, o statsOptions) error {
+	t = a.patientTarget(t, "", a.again(t, "stats", "--watch", "--db", t.database))
 	v := statsView{a: a}
 	tick := time.NewTicker(o.interval)
 	defer tick.Stop()
 	for {
 		s, err := t.Stats(ctx, t.database)
+		if err != nil {
+			return err // a server that restarts is outlasted by the patient client
+		}
+		s.Clients, s.ByClient = list(s.Clients), list(s.ByClient)
 		switch {
-		case err == nil:
-			s.Clients, s.ByClient = list(s.Clients), list(s.ByClient)
-			switch {
-			case a.Print.JSON:
-				err = a.Print.Line(s)
-			case a.StdoutTerminal:
-				v.draw(s)
-			default:
-				a.Print.Textf("%s %s", s.At.UTC().Format(time.TimeOnly), statsLine(s))
-			}
-			if err != nil {
+		case a.Print.JSON:
+			if err := a.Print.Line(s); err != nil {
 				return err
 			}
-		case ctx.Err() != nil || tenant.AsError(err).Kind != tenant.KindUnavailable:
-			return err
+		case a.StdoutTerminal:
+			v.draw(s)
 		default:
-			a.Print.Notef("%s", err)
+			a.Print.Textf("%s %s", s.At.UTC().Format(time.TimeOnly), statsLine(s))
 		}
 		select {
 		case <-ctx.Done():

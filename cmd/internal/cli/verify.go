@@ -115,6 +115,7 @@ func runVerify(ctx context.Context, a *App, o verifyOptions) error {
 
 // waitWithEvents waits for a command and prints the replication's events meanwhile.
 func (a *App) waitWithEvents(ctx context.Context, t target, cmd api.Command, id string) (api.Command, error) {
+	t = a.patientTarget(t, "the "+cmd.Kind+" itself", a.lookAgain(t, cmd.Kind, id))
 	g, gctx := errgroup.WithContext(ctx)
 	watch, stop := context.WithCancel(gctx)
 	g.Go(func() error {

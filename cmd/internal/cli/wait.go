@@ -24,6 +24,7 @@ const (
 // waitCommand waits until a worker has finished a command, and shows what it does meanwhile on stderr. The command's own
 // failure is the error; the command with its result is returned also then.
 func (a *App) waitCommand(ctx context.Context, t target, cmd api.Command, replication string) (api.Command, error) {
+	t = a.patientTarget(t, "the "+cmd.Kind+" itself", a.lookAgain(t, cmd.Kind, replication))
 	g, gctx := errgroup.WithContext(ctx)
 	watch, stop := context.WithCancel(gctx)
 	line := a.statusLine()

@@ -6,6 +6,8 @@
 //     other: a redirect to another host or from https to http is an error that names the place.
 //   - A request that changes something carries an Idempotency-Key, which is the same in each of its tries; so a lost
 //     answer can be asked for again.
+//   - A request is made again for a bounded time, not a number of times: a short one until the installation has answered at
+//     all, long enough for a restart afterwards, and for minutes where somebody only looks at what goes on by itself.
 //   - Every failure is a *tenant.Error; a problem document (RFC 9457) keeps its kind, code, hint and findings.
 package client
 
@@ -19,11 +21,8 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"strconv"
 	"strings"
 	"time"
-
-	"github.com/cenkalti/backoff/v5"
 
 	"github.com/rehomedb/rehome/tenant"
 )
@@ -31,9 +30,6 @@ import (
 const (
 	// maxAnswer bounds an answer that is read into memory; the longest, a verification, has some kilobytes a table.
 	maxAnswer = 64 << 20
-	// tries and retryFor let a server restart behind its proxy, and still tell a wrong URL within seconds.
-	tries    = 5
-	retryFor = 15 * time.Second
 	// answerWithin is for one try: longer than any handler works, and than the longest wait for a command (30 s). A
 	// preflight of a source with very many tables is the slowest.
 	answerWithin = 5 * time.Minute
@@ -52,12 +48,18 @@ type Options struct {
 
 // Client speaks to one installation. It is safe for concurrent use.
 type Client struct {
-	base   *url.URL
-	bearer tenant.Secret
-	agent  string
-	http   *http.Client
-	note   func(string, ...any)
-	pause  time.Duration
+	base     *url.URL
+	bearer   tenant.Secret
+	agent    string
+	http     *http.Client
+	note     func(string, ...any)
+	pause    time.Duration
+	contact  *contact
+	patience *Patience // nil: a request that does something, or that a person waits for
+
+	// The clock: tests have their own.
+	now   func() time.Time
+	sleep func(context.Context, time.Duration) error
 }
 
 // New makes a client. KindInvalid if the base URL is none.
@@ -67,7 +69,7 @@ func New(o Options) (*Client, error) {
 		return nil, tenant.Errorf(tenant.KindInvalid, "bad-url", "write it as https://host", "the installation's URL is not an http:// or https:// URL without credentials")
 	}
 	u.Path, u.RawQuery, u.Fragment = strings.TrimRight(u.Path, "/"), "", ""
-	c := &Client{base: u, bearer: o.Bearer, agent: o.UserAgent, note: o.Note, pause: o.FirstPause}
+	c := &Client{base: u, bearer: o.Bearer, agent: o.UserAgent, note: o.Note, pause: o.FirstPause, contact: &contact{}, now: time.Now, sleep: pause}
 	if c.note == nil {
 		c.note = func(string, ...any) {}
 	}
@@ -114,90 +116,61 @@ func (c *Client) call(ctx context.Context, method, path string, query url.Values
 	if method != http.MethodGet {
 		key = rand.Text()
 	}
-	wait := backoff.NewExponentialBackOff()
-	wait.InitialInterval = c.pause
-	op := func() (struct{}, error) {
+	again := c.attempts()
+	for {
 		err := c.try(ctx, method, path, query, body, key, out)
-		var again *retryable
-		if errors.As(err, &again) && again.sent && method == http.MethodPut {
-			// A PUT carries a code that is used once, and keys count for POST only: its answer may be lost, not doubled.
-			err = backoff.Permanent(again.err)
+		if err == nil {
+			return nil
 		}
-		return struct{}{}, err
+		if cause := context.Cause(ctx); cause != nil {
+			return cause
+		}
+		r, ok := errors.AsType[*retryable](err)
+		if !ok {
+			return err
+		}
+		if r.sent && method == http.MethodPut {
+			// A PUT carries a code that is used once, and keys count for POST only: its answer may be lost, not doubled.
+			return r.err
+		}
+		if err := again.next(ctx, r, false); err != nil {
+			return err
+		}
 	}
-	noted := false
-	_, err := backoff.Retry(ctx, op, backoff.WithBackOff(wait), backoff.WithMaxTries(tries), backoff.WithMaxElapsedTime(retryFor),
-		backoff.WithNotify(func(err error, _ time.Duration) {
-			if !noted {
-				c.note("%v; trying again", err)
-			}
-			noted = true
-		}))
-	return final(ctx, err)
 }
 
-// final is what a caller sees of an error that ended the tries.
-func final(ctx context.Context, err error) error {
-	if err == nil {
-		return nil
-	}
-	if cause := context.Cause(ctx); cause != nil {
-		return cause
-	}
-	if again, ok := errors.AsType[*retryable](err); ok {
-		return again.err
-	}
-	if p, ok := errors.AsType[*backoff.PermanentError](err); ok {
-		return p.Err
-	}
-	return err
-}
-
-// retryable is a failure after which the same request may succeed. after is a backoff.RetryAfterError, or nil.
-// sent says that the request may have reached the server.
-type retryable struct {
-	err   *tenant.Error
-	after error
-	sent  bool
-}
-
-func (r *retryable) Error() string { return r.err.Error() }
-
-// Unwrap lets backoff find how long the server asks to wait.
-func (r *retryable) Unwrap() error { return r.after }
-
-// try sends the request once. What must not be tried again is wrapped as permanent.
+// try sends the request once. Its failure is a *retryable if the same request may succeed later.
 func (c *Client) try(ctx context.Context, method, path string, query url.Values, body []byte, key string, out any) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, answerWithin, errors.New("no answer within "+answerWithin.String()))
+	ctx, cancel := context.WithTimeoutCause(ctx, c.tryWithin(), errNoAnswer)
 	defer cancel()
 	req, err := c.request(ctx, method, path, query, body)
 	if err != nil {
-		return backoff.Permanent(err)
+		return err
 	}
 	if key != "" {
 		req.Header.Set("Idempotency-Key", key)
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return c.transportError(err)
+		return c.transportError(ctx, err)
 	}
 	defer func() { _ = resp.Body.Close() }()
 	b, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	if err != nil {
-		return c.transportError(err)
+		return c.transportError(ctx, err)
 	}
 	if len(b) > maxAnswer {
-		return backoff.Permanent(tenant.Errorf(tenant.KindInternal, "answer-too-long", "", "the answer of %s is longer than %d MB", c.base.Host, maxAnswer>>20))
+		return tenant.Errorf(tenant.KindInternal, "answer-too-long", "", "the answer of %s is longer than %d MB", c.base.Host, maxAnswer>>20)
 	}
 	if resp.StatusCode/100 != 2 {
 		return c.statusError(resp, b)
 	}
-	if out == nil || resp.StatusCode == http.StatusNoContent {
-		return nil
+	if out != nil && resp.StatusCode != http.StatusNoContent {
+		if err := json.Unmarshal(b, out); err != nil {
+			return notRehome(c.base)
+		}
 	}
-	if err := json.Unmarshal(b, out); err != nil {
-		return backoff.Permanent(notRehome(c.base))
-	}
+	c.contact.heard(true)
 	return nil
 }
 
@@ -233,10 +206,4 @@ func pathOf(prefix string, segments ...string) string {
 		prefix += "/" + url.PathEscape(s)
 	}
 	return prefix
-}
-
-// retryAfter reads a Retry-After in seconds (RFC 9110 §10.2.3), at most ten: longer waits are for a person.
-func retryAfter(h http.Header) (int, bool) {
-	n, err := strconv.Atoi(h.Get("Retry-After"))
-	return n, err == nil && n >= 0 && n <= 10
 }

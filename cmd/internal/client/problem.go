@@ -10,10 +10,10 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"syscall"
-
-	"github.com/cenkalti/backoff/v5"
+	"time"
 
 	"github.com/rehomedb/rehome/server/api"
 	"github.com/rehomedb/rehome/tenant"
@@ -61,12 +61,27 @@ func kindOfStatus(status int) tenant.Kind {
 	return tenant.KindInternal
 }
 
+// asksAgain are the server's own words for: the same request may succeed in a moment.
+func asksAgain(code string) bool {
+	switch code {
+	case "stopping", "client-gone", "timed-out":
+		return true
+	}
+	return false
+}
+
 // statusError reads an answer that is not a success. Tried again is what a proxy says while the server is away, and
-// what the server itself asks to send again (Retry-After).
+// what the server itself asks to send again, by a code or Retry-After. Who only looks tries whatever is not available
+// again.
 func (c *Client) statusError(resp *http.Response, body []byte) error {
 	var p api.Problem
 	ct, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type"))
 	known := (ct == "application/problem+json" || ct == "application/json") && json.Unmarshal(body, &p) == nil && (p.Code != "" || p.Detail != "" || p.Title != "")
+	// A problem document without a code, as some proxies write them, is none of the server's.
+	ours := known && p.Code != ""
+	if ours {
+		c.contact.heard(false)
+	}
 	var e *tenant.Error
 	switch {
 	case known:
@@ -86,19 +101,41 @@ func (c *Client) statusError(resp *http.Response, body []byte) error {
 			"%s answered %d %s", c.base.Host, resp.StatusCode, http.StatusText(resp.StatusCode))
 		e.Code = "unexpected-status"
 	}
-	if e.Code == "request-in-progress" { // an earlier try of ours, whose answer was lost, is still at work
-		return &retryable{err: e}
-	}
+	after, asked := c.retryAfter(resp.Header)
 	switch resp.StatusCode {
-	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
-		if n, ok := retryAfter(resp.Header); ok {
-			return &retryable{err: e, after: backoff.RetryAfter(n)}
+	case http.StatusConflict:
+		if ours && e.Code == "request-in-progress" { // an earlier try of ours, whose answer was lost, is still at work
+			return &retryable{err: e, after: after, busy: true}
 		}
-		if !known && resp.StatusCode != http.StatusTooManyRequests {
-			return &retryable{err: e}
+	case http.StatusTooManyRequests:
+		if asked && after <= longestThrottle {
+			return &retryable{err: e, after: after}
+		}
+	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		if !ours {
+			// 502 and 503 are of a proxy that did not reach the server; with 504 it has the request.
+			return &retryable{err: e, after: after, sent: resp.StatusCode == http.StatusGatewayTimeout}
+		}
+		if e.Kind == tenant.KindUnavailable && (asked || asksAgain(e.Code) || c.patience != nil) {
+			return &retryable{err: e, after: after, sent: true}
 		}
 	}
-	return backoff.Permanent(e)
+	return e
+}
+
+// longestThrottle is the longest pause that a limit of the rate is obeyed for: longer ones are for a person.
+const longestThrottle = 10 * time.Second
+
+// retryAfter reads a Retry-After, in seconds or as a date (RFC 9110 §10.2.3).
+func (c *Client) retryAfter(h http.Header) (time.Duration, bool) {
+	v := h.Get("Retry-After")
+	if n, err := strconv.Atoi(v); err == nil && n >= 0 {
+		return time.Duration(min(n, int(answerWithin/time.Second)+1)) * time.Second, true
+	}
+	if at, err := http.ParseTime(v); err == nil {
+		return max(at.Sub(c.now()), 0), true
+	}
+	return 0, false
 }
 
 const credentialsHint = "put a client of this installation into rehome.key (rehome init, rehome authorize --save), or set REHOME_SECRET together with REHOME_URL"
@@ -107,33 +144,57 @@ func notRehome(u *url.URL) *tenant.Error {
 	return tenant.Errorf(tenant.KindNotFound, "no-installation", "check the URL: its base (without a database's name) is that of a rehome server", "%s does not answer as a Rehome installation", u)
 }
 
-// transportError explains why no answer came. Certificate errors and refused redirects do not go away by themselves.
-func (c *Client) transportError(err error) error {
+// transportError explains why no answer came. Certificate errors and refused redirects do not go away by themselves, and
+// neither does a host that nobody knows, unless it has answered before.
+func (c *Client) transportError(ctx context.Context, err error) error {
 	if e, ok := errors.AsType[*tenant.Error](err); ok {
-		return backoff.Permanent(e)
+		return e
 	}
-	var certErr *tls.CertificateVerificationError
-	var unknown x509.UnknownAuthorityError
-	var host x509.HostnameError
-	if errors.As(err, &certErr) || errors.As(err, &unknown) || errors.As(err, &host) {
-		return backoff.Permanent(tenant.Errorf(tenant.KindUnavailable, "bad-certificate", "let the server have a certificate for this name, from an authority that this machine trusts",
-			"the TLS certificate of %s is not trusted", c.base.Host))
+	unreachable := func(hint, why string) *tenant.Error {
+		return tenant.Errorf(tenant.KindUnavailable, "unreachable", hint, "%s cannot be reached: %s", c.base.Host, why)
+	}
+	if e := c.tlsError(err); e != nil {
+		return e
 	}
 	hint := "check the URL, and that rehome server runs there"
 	why, sent := "no answer", true
 	var dns *net.DNSError
 	switch {
 	case errors.As(err, &dns):
-		why = "no such host"
-		if !dns.IsTemporary && !dns.IsTimeout {
-			return backoff.Permanent(tenant.Errorf(tenant.KindUnavailable, "unreachable", hint, "%s cannot be reached: %s", c.base.Host, why))
+		why, sent = "no such host", false
+		if !dns.IsTemporary && !dns.IsTimeout && !c.contact.known() {
+			return unreachable(hint, why)
 		}
 	case errors.Is(err, syscall.ECONNREFUSED):
 		why, sent = "connection refused", false
+	case errors.Is(context.Cause(ctx), errNoAnswer):
+		why = "no answer within " + plain(c.tryWithin())
+		if c.patience == nil { // such a wait is no restart's
+			return unreachable("it may still succeed there: look with rehome audit before you ask for it once more", why)
+		}
 	case errors.Is(err, context.DeadlineExceeded):
 		why = "no answer in time"
 	case errors.Is(err, syscall.ECONNRESET):
 		why = "connection reset"
 	}
-	return &retryable{err: tenant.Errorf(tenant.KindUnavailable, "unreachable", hint, "%s cannot be reached: %s", c.base.Host, why), sent: sent}
+	return &retryable{err: unreachable(hint, why), sent: sent}
+}
+
+// tlsError is what TLS does not let through; nil if that is not why.
+func (c *Client) tlsError(err error) error {
+	var certErr *tls.CertificateVerificationError
+	var unknown x509.UnknownAuthorityError
+	var host x509.HostnameError
+	var alert *net.OpError
+	var record tls.RecordHeaderError
+	switch {
+	case errors.As(err, &certErr), errors.As(err, &unknown), errors.As(err, &host):
+		return tenant.Errorf(tenant.KindUnavailable, "bad-certificate", "let the server have a certificate for this name, from an authority that this machine trusts",
+			"the TLS certificate of %s is not trusted", c.base.Host)
+	case errors.Is(err, http.ErrSchemeMismatch), errors.As(err, &record):
+		return tenant.Errorf(tenant.KindUnavailable, "no-tls", "check the URL: is it http://, or another port?", "%s does not speak TLS", c.base.Host)
+	case errors.As(err, &alert) && (alert.Op == "remote error" || alert.Op == "local error") && !c.contact.known(): // what crypto/tls calls alerts
+		return tenant.Errorf(tenant.KindUnavailable, "tls-refused", "look at the TLS settings of the server, or of the proxy before it", "TLS with %s fails: %v", c.base.Host, alert.Err)
+	}
+	return nil
 }

@@ -79,18 +79,22 @@ func (c *Client) Certificate(ctx context.Context, id string) (tenant.Certificate
 	return get[tenant.Certificate](ctx, c, pathOf("/v1/replications", id, "certificate"), nil)
 }
 
-// Wait polls a command until it is finished.
+// Wait polls a command until it is finished. The command is recorded, and goes on without whoever waits; so the wait
+// outlasts that the server is away for some minutes.
 func (c *Client) Wait(ctx context.Context, cmd api.Command) (api.Command, error) {
+	if c.patience == nil {
+		c = c.Patient(Patience{GoesOn: "the " + cmd.Kind + " itself goes on at the server"})
+	}
 	for cmd.FinishedAt == nil {
-		began := time.Now()
+		began := c.now()
 		next, err := get[api.Command](ctx, c, pathOf("/v1/commands", cmd.ID), url.Values{"wait": {strconv.Itoa(int(commandWait.Seconds()))}})
 		if err != nil {
 			return cmd, err
 		}
 		cmd = next
 		// A server that does not hold the poll must not be asked in a loop without rest.
-		if cmd.FinishedAt == nil && time.Since(began) < time.Second {
-			if err := pause(ctx, 200*time.Millisecond); err != nil {
+		if cmd.FinishedAt == nil && c.now().Sub(began) < time.Second {
+			if err := c.sleep(ctx, 200*time.Millisecond); err != nil {
 				return cmd, err
 			}
 		}

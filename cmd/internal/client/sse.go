@@ -12,20 +12,14 @@ import (
 	"strings"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
-
 	"github.com/rehomedb/rehome/tenant"
 )
 
 const (
 	// maxEvent bounds one event: the largest carries the progress of some thousand tables.
 	maxEvent = 8 << 20
-	// connectTries is for the first connection of a stream. Once it stood, it is taken up again until the reader stops.
-	connectTries = tries
 	// silentFor ends a connection on which nothing comes: the server sends a comment every 15 s, so it is dead.
 	silentFor = time.Minute
-	// longestPause between reconnections, so that a watcher is back soon after a server is.
-	longestPause = 5 * time.Second
 )
 
 // Event is one server-sent event: its id, and the CloudEvents object as it was sent.
@@ -42,15 +36,13 @@ func Stop() error { return errStop }
 
 // Stream reads server-sent events (HTML Living Standard §9.2) and calls fn for each, in order and once: it reconnects
 // with Last-Event-ID after the last one that fn took, and drops what the server then sends again. It returns when fn
-// fails, ctx ends, or the server refuses.
+// fails, ctx ends, the server refuses, or none answers for as long as a request would be made again; a stream that stood
+// once is taken up again until its reader stops, unless the client is a patient one.
 func (c *Client) Stream(ctx context.Context, path string, query url.Values, after string, fn func(Event) error) error {
-	wait := backoff.NewExponentialBackOff()
-	wait.InitialInterval, wait.MaxInterval = c.pause, longestPause
-	last, connected, failures := after, false, 0
+	again, last, stood := c.attempts(), after, false
 	for {
 		err := c.streamOnce(ctx, path, query, last, func(e Event) error {
-			connected, failures = true, 0
-			wait.Reset()
+			again.wait.Reset()
 			if seen(last, e.ID) {
 				return nil
 			}
@@ -63,27 +55,31 @@ func (c *Client) Stream(ctx context.Context, path string, query url.Values, afte
 				last = e.ID
 			}
 			return nil
-		}, func() { connected = true })
-		var own *fnError
-		switch {
-		case errors.As(err, &own):
+		}, func() {
+			stood = true
+			again.answered()
+			c.contact.heard(true)
+		})
+		if own, ok := errors.AsType[*fnError](err); ok {
 			if errors.Is(own.err, errStop) {
 				return nil
 			}
 			return own.err
-		case context.Cause(ctx) != nil:
-			return context.Cause(ctx)
-		case err != nil:
-			var again *retryable
-			if !errors.As(err, &again) {
-				return final(ctx, err)
-			}
-			if failures++; !connected && failures >= connectTries {
-				return again.err
-			}
-			c.note("the stream of %s was interrupted (%v); taking it up again", c.base.Host, again.err)
 		}
-		if err := pause(ctx, wait.NextBackOff()); err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			return cause
+		}
+		if err == nil { // an orderly end
+			if err := c.sleep(ctx, again.wait.NextBackOff()); err != nil {
+				return err
+			}
+			continue
+		}
+		r, ok := errors.AsType[*retryable](err)
+		if !ok {
+			return err
+		}
+		if err := again.next(ctx, r, stood && c.patience == nil); err != nil {
 			return err
 		}
 	}
@@ -99,17 +95,6 @@ func seen(last, id string) bool {
 	l, err1 := strconv.ParseInt(last, 10, 64)
 	n, err2 := strconv.ParseInt(id, 10, 64)
 	return err1 == nil && err2 == nil && n <= l
-}
-
-func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-t.C:
-		return nil
-	}
 }
 
 // streamOnce reads one connection to its end. An orderly end by the server is nil: it stops or its proxy has had enough.
@@ -129,7 +114,7 @@ func (c *Client) streamOnce(ctx context.Context, path string, query url.Values, 
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return c.transportError(err)
+		return c.transportError(ctx, err)
 	}
 	defer func() { _ = resp.Body.Close() }()
 	if resp.StatusCode != http.StatusOK {
@@ -137,10 +122,10 @@ func (c *Client) streamOnce(ctx context.Context, path string, query url.Values, 
 		return c.statusError(resp, b)
 	}
 	if !strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream") {
-		return backoff.Permanent(notRehome(c.base))
+		return notRehome(c.base)
 	}
 	opened()
-	return c.readEvents(&heard{r: resp.Body, silence: silence}, fn)
+	return c.readEvents(ctx, &heard{r: resp.Body, silence: silence}, fn)
 }
 
 // heard puts the end of a silent connection off with each read.
@@ -156,7 +141,7 @@ func (h *heard) Read(p []byte) (int, error) {
 }
 
 // readEvents parses the stream. An event that its connection did not finish with an empty line is not delivered.
-func (c *Client) readEvents(r io.Reader, fn func(Event) error) error {
+func (c *Client) readEvents(ctx context.Context, r io.Reader, fn func(Event) error) error {
 	sc := bufio.NewScanner(r)
 	sc.Buffer(make([]byte, 64<<10), maxEvent)
 	var e Event
@@ -167,7 +152,7 @@ func (c *Client) readEvents(r io.Reader, fn func(Event) error) error {
 			if data != nil || e.ID != "" {
 				e.Data = json.RawMessage(strings.Join(data, "\n"))
 				if len(e.Data) > 0 && !json.Valid(e.Data) {
-					return backoff.Permanent(notRehome(c.base))
+					return notRehome(c.base)
 				}
 				if err := fn(e); err != nil {
 					return err
@@ -186,10 +171,10 @@ func (c *Client) readEvents(r io.Reader, fn func(Event) error) error {
 		}
 	}
 	if errors.Is(sc.Err(), bufio.ErrTooLong) {
-		return backoff.Permanent(tenant.Errorf(tenant.KindInternal, "event-too-long", "", "an event of %s is longer than %d MB", c.base.Host, maxEvent>>20))
+		return tenant.Errorf(tenant.KindInternal, "event-too-long", "", "an event of %s is longer than %d MB", c.base.Host, maxEvent>>20)
 	}
 	if sc.Err() != nil {
-		return c.transportError(sc.Err())
+		return c.transportError(ctx, sc.Err())
 	}
 	return nil
 }

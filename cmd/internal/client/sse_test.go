@@ -131,7 +131,7 @@ func TestReadEventsFraming(t *testing.T) {
 		}
 		got := []string{}
 		r := &chopped{text: text, size: rapid.IntRange(1, 9).Draw(rt, "size")}
-		if err := c.readEvents(r, func(e Event) error { got = append(got, e.ID+" "+string(e.Data)); return nil }); err != nil {
+		if err := c.readEvents(t.Context(), r, func(e Event) error { got = append(got, e.ID+" "+string(e.Data)); return nil }); err != nil {
 			rt.Fatal(err)
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
