@@ -52,7 +52,8 @@ func New(cfg Config) *Gateway {
 func (g *Gateway) Run(ctx context.Context) error {
 	grp, gctx := errgroup.WithContext(ctx)
 	grp.Go(func() error { return g.watch(gctx, grp) })
-	grp.Go(func() error { return g.keepLease(gctx, grp) })
+	grp.Go(func() error { return g.keepLease(gctx) })
+	grp.Go(func() error { return g.keepLooking(gctx, grp) })
 	if g.cfg.UsageStats {
 		grp.Go(func() error { return g.flushLoop(gctx) })
 	}

@@ -228,12 +228,14 @@ func (g *Gateway) acknowledge(ctx context.Context, grp *errgroup.Group, live []l
 		}
 		grp.Go(func() error {
 			running := g.drain(ctx, names)
-			err := pgx.BeginFunc(ctx, g.cfg.Pool, func(tx pgx.Tx) error {
+			actx, cancel := context.WithTimeout(ctx, leaseTime)
+			defer cancel()
+			err := pgx.BeginFunc(actx, g.cfg.Pool, func(tx pgx.Tx) error {
 				b := &pgx.Batch{}
 				b.Queue(`SELECT set_config('synchronous_commit', 'off', true)`)
 				b.Queue(`INSERT INTO rehome_control.hold_acks (hold, server, running) SELECT id, $2, $3 FROM rehome_control.holds WHERE id = $1 ON CONFLICT DO NOTHING`, id, g.cfg.Server, running)
 				b.Queue(`SELECT pg_notify($1, $2)`, acksChannel, id)
-				return tx.SendBatch(ctx, b).Close()
+				return tx.SendBatch(actx, b).Close()
 			})
 			if err != nil {
 				g.acks.again(id) // with the next reading

@@ -14,17 +14,21 @@ const (
 	// leaseTime is how long a gateway that is not heard of delays a hold. Within it a busy control database has time to
 	// answer, and of a pause of five seconds something is left.
 	leaseTime = 3 * time.Second
-	// leaseEvery renews it, so that two renewals may fail.
+	// leaseEvery renews it, so that two renewals may fail, or each take two seconds: the next does not wait for it. A renewal
+	// counts from before it was asked for, so one may take as long as it can be of use, which is leaseTime.
 	leaseEvery = 800 * time.Millisecond
-	// leaseTry bounds one renewal: a session whose peer vanished must not take the others' time.
-	leaseTry = time.Second
 )
 
 // lease is this gateway's word that it hears of holds. It ends by this process' own clock before it ends in the control
 // database, since it is counted from before the question.
+//
+// One that was lost is there again only when holds and routes have been read that were asked for after it was renewed: those
+// who hold did not wait for this gateway meanwhile.
 type lease struct {
 	mu     sync.Mutex
-	until  time.Time     // zero: never had one
+	until  time.Time     // the control database believes this gateway until then; zero: never did
+	since  time.Time     // and did so, without a gap, since then at the latest
+	heard  bool          // holds and routes were read since
 	opened chan struct{} // closed when the lease is there again; nil while nobody waits for that
 }
 
@@ -32,7 +36,7 @@ type lease struct {
 func (l *lease) lapsed(now time.Time) <-chan struct{} {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if now.Before(l.until) {
+	if l.heard && now.Before(l.until) {
 		return nil
 	}
 	if l.opened == nil {
@@ -41,12 +45,34 @@ func (l *lease) lapsed(now time.Time) <-chan struct{} {
 	return l.opened
 }
 
-func (l *lease) extend(until time.Time) {
+// renewed takes note of a renewal that was asked for and has been answered. Several may be under way, and be answered in any
+// order.
+func (l *lease) renewed(asked, answered time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if until.After(l.until) {
+	if !answered.Before(l.until) { // the one before may have ended in the control database
+		l.since, l.heard = answered, false
+	}
+	if until := asked.Add(leaseTime); until.After(l.until) {
 		l.until = until
 	}
+}
+
+// believed reports whether the control database has the lease, though it may be lapsed for want of a reading.
+func (l *lease) believed(now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return now.Before(l.until)
+}
+
+// read takes note that holds and routes were read, which were asked for at a time, and are in force.
+func (l *lease) read(asked, now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if asked.Before(l.since) || !now.Before(l.until) {
+		return
+	}
+	l.heard = true
 	if l.opened != nil {
 		close(l.opened)
 		l.opened = nil
@@ -62,43 +88,67 @@ func (g *Gateway) closed(database string) <-chan struct{} {
 	return g.lease.lapsed(time.Now())
 }
 
-// renew tells the control database that this gateway hears of holds, and returns until when that is believed.
-func (g *Gateway) renew(ctx context.Context) (time.Time, error) {
-	ctx, cancel := context.WithTimeout(ctx, leaseTry)
+// Believed reports whether the control database has this gateway's lease: it answered what was asked of it less than leaseTime
+// ago.
+func (g *Gateway) Believed() bool { return g.lease.believed(time.Now()) }
+
+// renew tells the control database that this gateway hears of holds.
+func (g *Gateway) renew(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, leaseTime)
 	defer cancel()
 	asked := time.Now()
-	// Nothing is lost with it that would not be renewed, so it does not wait for the disk.
+	// Nothing is lost with it that would not be renewed, so it does not wait for the disk. The clock is read when the row is
+	// locked: one that waited for another must not take back what that one promised.
 	_, err := g.cfg.Pool.Exec(ctx, `WITH quick AS (SELECT set_config('synchronous_commit', 'off', true))
 		INSERT INTO rehome_control.gateways (server, seen_at, lease_expires_at)
 		SELECT $1, clock_timestamp(), clock_timestamp() + make_interval(secs => $2) FROM quick
-		ON CONFLICT (server) DO UPDATE SET seen_at = excluded.seen_at, lease_expires_at = excluded.lease_expires_at`, g.cfg.Server, leaseTime.Seconds())
+		ON CONFLICT (server) DO UPDATE SET seen_at = clock_timestamp(), lease_expires_at = clock_timestamp() + make_interval(secs => $2)`,
+		g.cfg.Server, leaseTime.Seconds())
 	if err != nil {
-		return time.Time{}, fmt.Errorf("renew the gateway's lease: %w", err)
+		return fmt.Errorf("renew the gateway's lease: %w", err)
 	}
-	return asked.Add(leaseTime), nil
+	g.lease.renewed(asked, time.Now())
+	return nil
 }
 
-// keepLease renews the lease until ctx ends, and gives it back then. A lease that was lost is there again only after holds
-// and routes have been read: those who hold did not wait for this gateway meanwhile.
-//
-// With each renewal it looks for holds, in case the session that listens hears nothing any more and does not know.
-func (g *Gateway) keepLease(ctx context.Context, grp *errgroup.Group) error {
+// keepLease renews the lease until ctx ends, and gives it back then.
+func (g *Gateway) keepLease(ctx context.Context) error {
+	keepRenewed(ctx, g.renew)
+	g.dropLease(ctx)
+	return nil
+}
+
+// keepRenewed calls renew every leaseEvery, also while earlier calls have not returned: a slow answer is as good as a quick
+// one, and a session whose peer vanished must not take the others' time. Since each lasts leaseTime at most, there are four of
+// them at most. That one failed is seen by who looks for holds.
+func keepRenewed(ctx context.Context, renew func(context.Context) error) {
+	var tries sync.WaitGroup
+	defer tries.Wait()
+	tick := time.NewTicker(leaseEvery)
+	defer tick.Stop()
+	for {
+		tries.Go(func() { _ = renew(ctx) })
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// keepLooking looks for holds as often as the lease is renewed, in case the session that listens hears nothing any more and
+// does not know, and reads all anew when the lease was lost.
+func (g *Gateway) keepLooking(ctx context.Context, grp *errgroup.Group) error {
 	tick := time.NewTicker(leaseEvery)
 	defer tick.Stop()
 	var silent bool
 	for {
 		lapsed := g.lease.lapsed(time.Now()) != nil
-		var err error
-		var live []liveHold
+		read := g.look
 		if lapsed {
-			live, err = g.reload(ctx)
-		} else {
-			var until time.Time
-			if until, err = g.renew(ctx); err == nil {
-				g.lease.extend(until)
-				live, err = g.look(ctx)
-			}
+			read = g.reload
 		}
+		live, err := read(ctx)
 		if err == nil {
 			g.acknowledge(ctx, grp, live)
 		}
@@ -113,7 +163,6 @@ func (g *Gateway) keepLease(ctx context.Context, grp *errgroup.Group) error {
 		}
 		select {
 		case <-ctx.Done():
-			g.dropLease(ctx)
 			return nil
 		case <-tick.C:
 		}
@@ -125,7 +174,7 @@ func (g *Gateway) keepLease(ctx context.Context, grp *errgroup.Group) error {
 
 // dropLease lets nobody wait for a gateway that stops in order.
 func (g *Gateway) dropLease(ctx context.Context) {
-	dctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaseTry)
+	dctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaseTime)
 	defer cancel()
 	if _, err := g.cfg.Pool.Exec(dctx, `DELETE FROM rehome_control.gateways WHERE server = $1 OR lease_expires_at < now() - interval '1 day'`, g.cfg.Server); err != nil {
 		g.cfg.Logger.DebugContext(dctx, "give the gateway's lease back", "error", err)

@@ -113,10 +113,18 @@ func (g *Gateway) load(ctx context.Context) (t *table, live []liveHold, err erro
 		_, err := pgx.ForEachRow(rows, []any{&domain, &database}, func() error { t.domains[domain] = database; return nil })
 		return err
 	})
-	if err := g.cfg.Pool.SendBatch(ctx, b).Close(); err != nil {
+	if err := g.ask(ctx, b); err != nil {
 		return nil, nil, fmt.Errorf("read routes: %w", err)
 	}
 	return t, live, nil
+}
+
+// ask reads for as long as a lease at most: who reads has all others wait, and a session whose peer vanished must not keep this
+// gateway deaf, which goes on promising that it hears.
+func (g *Gateway) ask(ctx context.Context, b *pgx.Batch) error {
+	ctx, cancel := context.WithTimeout(ctx, leaseTime)
+	defer cancel()
+	return g.cfg.Pool.SendBatch(ctx, b).Close()
 }
 
 func (g *Gateway) readRoutes(ctx context.Context, rows pgx.Rows) (map[string]*route, error) {
@@ -173,9 +181,8 @@ func (g *Gateway) reloadLocked(ctx context.Context) (live []liveHold, err error)
 		}
 	}()
 	// First the lease, then the holds: those who begin one afterwards wait for this gateway.
-	var leased time.Time
-	if g.lease.lapsed(time.Now()) != nil {
-		if leased, err = g.renew(ctx); err != nil {
+	if !g.lease.believed(time.Now()) {
+		if err = g.renew(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -191,9 +198,7 @@ func (g *Gateway) reloadLocked(ctx context.Context) (live []liveHold, err error)
 		g.sockets.announce(name)
 	}
 	g.sockets.follow(t, g.cfg)
-	if !leased.IsZero() {
-		g.lease.extend(leased)
-	}
+	g.lease.read(asked, time.Now())
 	return live, nil
 }
 
@@ -204,7 +209,7 @@ func (g *Gateway) look(ctx context.Context) ([]liveHold, error) {
 	var live []liveHold
 	b := &pgx.Batch{}
 	queueHolds(b, time.Now(), &live)
-	if err := g.cfg.Pool.SendBatch(ctx, b).Close(); err != nil {
+	if err := g.ask(ctx, b); err != nil {
 		return nil, fmt.Errorf("read holds: %w", err)
 	}
 	if until := untilOf(live); !g.holds.ends(until) {

@@ -13,8 +13,10 @@ import (
 	"github.com/rehomedb/rehome/tenant"
 )
 
-// auditTimeout bounds the write of an audit row of a request whose client has gone.
-const auditTimeout = 5 * time.Second
+// auditTimeout bounds what is written of a request at its end, whether or not its client has gone: its audit row, its kept
+// answer, its news. Nothing waits for them but the request itself, and a control database on a slow disk, or whose machine is
+// busy with others, may take many seconds.
+const auditTimeout = 30 * time.Second
 
 type auditRow struct {
 	actor, action, object, outcome, address string

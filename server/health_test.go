@@ -4,8 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 )
 
 type workerFunc func(context.Context) error
@@ -46,6 +49,35 @@ func TestProbesAndMetrics(t *testing.T) {
 	if status, body := b.get("/readyz"); status != 503 || !strings.Contains(body, `"draining":true`) {
 		t.Errorf("while draining: %d %s", status, body)
 	}
+}
+
+// TestSlowControlDatabaseIsNotDown: one that does not answer a probe in time is there as long as it renews the gateway's lease,
+// and no longer.
+func TestSlowControlDatabaseIsNotDown(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	late, cancel := context.WithDeadline(t.Context(), time.Now())
+	defer cancel()
+	probe := func() (int, health) {
+		rec := httptest.NewRecorder()
+		b.readyz(rec, httptest.NewRequestWithContext(late, http.MethodGet, "/readyz", nil))
+		var h health
+		if err := json.Unmarshal(rec.Body.Bytes(), &h); err != nil {
+			t.Fatal(err)
+		}
+		return rec.Code, h
+	}
+	b.eventually("it is ready", func() bool {
+		status, h := probe()
+		return status == http.StatusOK && h.Ready && h.ControlDatabase == "up"
+	})
+	if err := b.stop(); err != nil {
+		t.Fatal(err)
+	}
+	b.eventually("the lease is over", func() bool {
+		status, h := probe()
+		return status == http.StatusServiceUnavailable && h.ControlDatabase == "down"
+	})
 }
 
 func TestWorkerIsRunAndItsFailureEndsTheServer(t *testing.T) {

@@ -13,16 +13,45 @@ import (
 // cutTimeout bounds what may still take after the cut: parts that hang must not keep the process.
 const cutTimeout = 10 * time.Second
 
+// loadAgain is between two tries to load the routes.
+const loadAgain = 200 * time.Millisecond
+
 // errEnded says that a part ended although nobody asked it to.
 var errEnded = errors.New("it ended by itself")
+
+// loadRoutes is the gateway's first look at the control database. One try of it is as long as a lease, since it is made for a server that
+// serves; one that starts has time.
+func (s *Server) loadRoutes(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	var last error
+	for first := true; ; first = false {
+		err := s.gateway.Reload(ctx)
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() == nil || last == nil { // that the time was over says less than what took it
+			last = err
+		}
+		if first {
+			s.log.WarnContext(ctx, "cannot load the routes yet; it is tried again", "error", err)
+		}
+		if !s.pause(ctx, loadAgain) {
+			return fmt.Errorf("load the routes: %w", last)
+		}
+	}
+}
 
 // Run serves until ctx ends and then stops: first it drains (no new connections, /readyz says so, requests in flight
 // finish, at most DrainTimeout), then it cuts what is left, with a cause. It returns nil after a stop that was asked
 // for, and the first error of a part that failed.
 func (s *Server) Run(ctx context.Context) error {
 	defer s.Close()
-	if err := s.gateway.Reload(ctx); err != nil {
-		return fmt.Errorf("load the routes: %w", err)
+	if err := s.loadRoutes(ctx); err != nil {
+		if ctx.Err() != nil {
+			return nil // it was stopped before it had begun
+		}
+		return err
 	}
 	// The parts' context outlives ctx by the drain.
 	work, cut := context.WithCancelCause(context.WithoutCancel(ctx))
@@ -65,8 +94,7 @@ func (s *Server) Run(ctx context.Context) error {
 			s.log.InfoContext(ctx, "stopping: drain", "cause", context.Cause(ctx))
 		case <-parts.Done():
 		}
-		s.drain(hs)
-		cut(errStopping)
+		s.drain(hs, cut)
 		return nil
 	})
 	if s.profiles.listener != nil {
@@ -89,8 +117,9 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 }
 
-// drain lets requests in flight finish, within the bound, and then closes their connections.
-func (s *Server) drain(hs *http.Server) {
+// drain lets requests in flight finish, within the bound, and then cuts what is left and closes the connections: in this order,
+// so that a request knows that its client is not the one who went.
+func (s *Server) drain(hs *http.Server, cut context.CancelCauseFunc) {
 	s.beginDrain()
 	ctx, cancel := context.WithTimeout(context.Background(), s.cfg.DrainTimeout)
 	defer cancel()
@@ -100,6 +129,7 @@ func (s *Server) drain(hs *http.Server) {
 	if err := g.Wait(); err != nil {
 		s.log.Warn("stopping: cut what did not finish", "error", err)
 	}
+	cut(errStopping)
 	if err := hs.Close(); err != nil {
 		s.log.Warn("close connections", "error", err)
 	}

@@ -90,6 +90,7 @@ type Server struct {
 	failures     *failures
 	listener     net.Listener
 	profiles     profiles
+	bodyTimeout  time.Duration // see bodyTimeout
 
 	drainOnce sync.Once
 	draining  chan struct{} // closed when a stop begins; ends streams and long polls
@@ -102,7 +103,7 @@ func New(ctx context.Context, cfg config.Config, deps Deps) (_ *Server, err erro
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, log: deps.Logger, draining: make(chan struct{}), failures: newFailures(cfg.Now)}
+	s := &Server{cfg: cfg, log: deps.Logger, draining: make(chan struct{}), failures: newFailures(cfg.Now), bodyTimeout: bodyTimeout}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}

@@ -20,6 +20,9 @@ const (
 	// cleanUpPatience is how long a cancel keeps trying a source or a shard that cannot be reached before it gives the
 	// command back with what is left to do.
 	cleanUpPatience = time.Minute
+	// askPatience is how long a pause or a resume keeps trying to be recorded: a control database that restarts or fails over
+	// is there again by then.
+	askPatience = time.Minute
 )
 
 // command is a request of a person, as the server recorded it.
@@ -156,11 +159,26 @@ func (r *runner) pause(ctx context.Context, c command, jobs *jobs) (tenant.State
 	}
 	jobs.stop()
 	r.stopEngine()
-	return r.journal.Observe(ctx, o)
+	return r.observeAsked(ctx, o)
+}
+
+// observeAsked records what a person asked for. It may be recorded twice, where nobody knows what became of the first time: the
+// second changes nothing.
+func (r *runner) observeAsked(ctx context.Context, o tenant.Observation) (tenant.State, error) {
+	for began := time.Now(); ; {
+		st, err := r.journal.Observe(ctx, o)
+		if err == nil || ctx.Err() != nil || !replicator.IsRetryable(err) || time.Since(began) > askPatience {
+			return st, err
+		}
+		r.log.Warn("recording a command's effect tries again", "error", err)
+		if err := pauseFor(ctx, lookEvery); err != nil {
+			return st, err
+		}
+	}
 }
 
 func (r *runner) resume(ctx context.Context) (tenant.State, error) {
-	st, err := r.journal.Observe(ctx, tenant.Observation{Kind: tenant.AskedResume})
+	st, err := r.observeAsked(ctx, tenant.Observation{Kind: tenant.AskedResume})
 	if err == nil && r.current() == nil {
 		r.startEngine(ctx)
 	}

@@ -87,7 +87,8 @@ type journal struct {
 }
 
 // stallTimeout ends a transaction of ours that does not go on, as when the process is stopped in the middle of one: it holds
-// the lease's row, and nobody could take over. Far above what a transaction here takes, below what a take-over waits anyway.
+// the lease's row, and nobody could take over. Far above what our side of a transaction takes (what the database takes does not
+// count), below what a take-over waits anyway. It is retryable, see replicator.IsRetryable.
 const stallTimeout = 5 * time.Second
 
 // owned makes sure, in a transaction, that this server still holds the lease, and keeps it so until the commit.

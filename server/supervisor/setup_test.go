@@ -41,7 +41,7 @@ func TestMain(m *testing.M) {
 }
 
 // patience is how long a test waits for what must happen.
-const patience = 60 * time.Second
+const patience = 120 * time.Second
 
 // world is an installation with one shard, a source, and a replication between them.
 type world struct {
