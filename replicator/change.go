@@ -28,6 +28,7 @@ type relation struct {
 	name    tenant.TableName
 	columns []catalog.Column // in the order of the stream's tuples
 	keys    []int            // columns of the replica identity
+	sorts   []int            // the same in the order of their index, see sortColumns
 	full    bool             // REPLICA IDENTITY FULL: the old row comes whole
 	arrays  bool             // values of every column can be carried in arrays
 	blind   bool             // old rows come without their realm, which the owner asserts never to change

@@ -39,7 +39,8 @@ type lane struct {
 	asked    time.Time  // when the shard last said how far its WAL is, see durable.go
 	plan     runPlanner // of the group that is being applied
 	room     reserve
-	uncopied *uncopied   // the shard's; for sides
+	uncopied *tableSet   // the shard's tables that take no COPY, though they take INSERTs; for sides
+	inOrder  *tableSet   // the shard's tables whose updates needed the source's order; also for sides
 	copied   int64       // rows that a side sent by COPY
 	few      []statement // of the small group that is being applied, see atOnce
 	fewOf    []*change

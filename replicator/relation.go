@@ -96,6 +96,7 @@ func (e *Engine) join(commit tenant.LSN, m pgoutput.Relation, special specialRel
 		rel.version = former.version
 	}
 	rel.arrays = arraysFit(rel.columns)
+	rel.sorts = rel.sortColumns(table.Identity)
 	return rel, nil
 }
 

@@ -45,12 +45,13 @@ type runPlanner struct {
 	order    []uint32
 	out      []*changeRun
 	literals []byte // the arrays of a statement
+	places   []placed
 
 	copies bool // runs of inserts are for a COPY, which takes every type
 }
 
 // planRuns sorts a group's changes into runs, which are applied in their order. The tables' runs follow each other;
-// within a table the order of changes is kept. A TRUNCATE stands between all that came before and after it.
+// within a table the order of runs is that of the changes. A TRUNCATE stands between all that came before and after it.
 func planRuns(cs []change) []*changeRun { return new(runPlanner).plan(cs) }
 
 // plan is planRuns. What it returns is good until the next plan.

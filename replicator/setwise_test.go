@@ -18,7 +18,7 @@ func text(s string) pgoutput.Value { return pgoutput.Value{Kind: pgoutput.Text, 
 
 func testRelation(oid uint32) *relation {
 	cols := []catalog.Column{{Name: "k", Type: "text", Category: "S"}, {Name: "a", Type: "text", Category: "S"}, {Name: "b", Type: "text", Category: "S"}}
-	return &relation{table: &catalog.Table{OID: oid}, columns: cols, keys: []int{0}, arrays: arraysFit(cols), realm: -1}
+	return &relation{table: &catalog.Table{OID: oid}, columns: cols, keys: []int{0}, sorts: []int{0}, arrays: arraysFit(cols), realm: -1}
 }
 
 // applyTo changes the model as a single statement of this change would; an unchanged value stays.

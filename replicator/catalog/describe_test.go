@@ -84,7 +84,7 @@ CREATE TABLE zero ();
 CREATE SCHEMA rehome; CREATE TABLE rehome.gate (x int);
 CREATE TABLE log (realm_id uuid, msg text); ALTER TABLE log REPLICA IDENTITY FULL;
 CREATE TABLE nothing (id int PRIMARY KEY); ALTER TABLE nothing REPLICA IDENTITY NOTHING;
-CREATE TABLE indexed (id int NOT NULL, k int NOT NULL); CREATE UNIQUE INDEX indexed_k ON indexed (k) INCLUDE (id); ALTER TABLE indexed REPLICA IDENTITY USING INDEX indexed_k;
+CREATE TABLE indexed (id int NOT NULL, k int NOT NULL); CREATE UNIQUE INDEX indexed_k ON indexed (k) INCLUDE (id); CREATE INDEX ON indexed (id); ALTER TABLE indexed REPLICA IDENTITY USING INDEX indexed_k;
 CREATE SEQUENCE free_one INCREMENT 10 MAXVALUE 5000 CYCLE;
 INSERT INTO items (realm_id, d) SELECT gen_random_uuid(), 1 FROM generate_series(1, 0);
 `
@@ -160,13 +160,13 @@ func TestDescribe(t *testing.T) {
 	if c := table(t, cat, "public", "countries"); !c.DeferrableKey || !c.Identity.None() || c.RealmKey != "tenant_ref" {
 		t.Errorf("%+v", c)
 	}
-	if l := table(t, cat, "public", "log"); l.RealmKey != "" || len(l.Identity.Columns) != 2 {
+	if l := table(t, cat, "public", "log"); l.RealmKey != "" || len(l.Identity.Columns) != 2 || l.Indexes != 0 {
 		t.Errorf("%+v", l)
 	}
 	if n := table(t, cat, "public", "nothing"); !n.Identity.None() {
 		t.Errorf("%+v", n)
 	}
-	if n := table(t, cat, "public", "indexed"); !cmp.Equal(n.Identity, catalog.Identity{Kind: "i", Index: "indexed_k", Columns: []string{"k"}}) {
+	if n := table(t, cat, "public", "indexed"); !cmp.Equal(n.Identity, catalog.Identity{Kind: "i", Index: "indexed_k", Columns: []string{"k"}}) || n.Indexes != 2 {
 		t.Errorf("%+v", n)
 	}
 	var seqs []string

@@ -23,7 +23,7 @@ func readIdentities(ctx context.Context, conn *pgx.Conn, cat *Catalogue) error {
 		             JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.num
 		             WHERE k.ord <= i.indnkeyatts ORDER BY k.ord)
 		FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
-		WHERE i.indrelid = ANY ($1) AND (i.indisprimary OR i.indisreplident)`, oids)
+		WHERE i.indrelid = ANY ($1)`, oids)
 	if err != nil {
 		return err
 	}
@@ -38,6 +38,9 @@ func readIdentities(ctx context.Context, conn *pgx.Conn, cat *Catalogue) error {
 		cols                                []string
 	)
 	_, err = pgx.ForEachRow(rows, []any{&rel, &index, &primary, &replident, &immediate, &good, &cols}, func() error {
+		if t := tables[rel]; t != nil {
+			t.Indexes++
+		}
 		if t := tables[rel]; t != nil && primary {
 			t.PrimaryKey = slices.Clone(cols)
 			t.DeferrableKey = !immediate

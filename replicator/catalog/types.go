@@ -37,6 +37,7 @@ type Table struct {
 	Columns     []Column         `json:"columns"`
 	Identity    Identity         `json:"identity"`
 	PrimaryKey  []string         `json:"primary_key,omitempty"`
+	Indexes     int              `json:"indexes,omitempty"` // how many it has, the key's included
 	// DeferrableKey: the primary key is deferrable and therefore no replica identity.
 	DeferrableKey bool   `json:"deferrable_key,omitempty"`
 	RealmKey      string `json:"realm_key,omitempty"` // empty: a reference table
