@@ -21,12 +21,20 @@ const (
 
 // ledger records at the first shard how far each unit is that is under way. When a crash makes the work lost, the record
 // says how much it was; a unit that is done leaves no record.
+//
+// The figures are for people only, so nothing waits for them or fails because of them: a shard that is slow to write them has
+// them later, or not at all. A record that a unit leaves behind is not counted, see settleAgain.
 type ledger struct {
-	e *Engine
+	e               *Engine
+	every, patience time.Duration
 
-	mu       sync.Mutex // held while figures are written, so that none comes after its unit is done
+	conn    *pgx.Conn // of run; nil: none yet, or it broke
+	failing bool      // of run: the last figures could not be written
+
+	mu       sync.Mutex // not held while anything is asked of the shard
 	active   map[unitName]*snapshot.Counters
 	recorded map[unitName]bool // of those that are under way; settleAgain took away what there was before
+	done     map[unitName]bool // they have a record that is to be removed
 }
 
 type unitName struct {
@@ -37,7 +45,10 @@ type unitName struct {
 func (u unit) name() unitName { return unitName{u.relation(), u.number()} }
 
 func newLedger(e *Engine) *ledger {
-	return &ledger{e: e, active: map[unitName]*snapshot.Counters{}, recorded: map[unitName]bool{}}
+	return &ledger{
+		e: e, every: recordEvery, patience: recordPatience,
+		active: map[unitName]*snapshot.Counters{}, recorded: map[unitName]bool{}, done: map[unitName]bool{},
+	}
 }
 
 // begin opens the counters of units. Those of units that fail stay, for the last record.
@@ -52,67 +63,99 @@ func (b *ledger) begin(units []unit) []*snapshot.Counters {
 	return out
 }
 
-// finish removes the records of units that every shard has. Most are done before there is one.
-func (b *ledger) finish(ctx context.Context, units []unit, first *pgx.Conn) error {
-	var relations []string
-	var numbers []int
+// finish has the records of units removed that every shard has. Most are done before there is one.
+func (b *ledger) finish(units []unit) {
 	b.mu.Lock()
+	defer b.mu.Unlock()
 	for _, u := range units {
 		delete(b.active, u.name())
 		if b.recorded[u.name()] {
 			delete(b.recorded, u.name())
-			relations, numbers = append(relations, u.relation()), append(numbers, u.number())
+			b.done[u.name()] = true
 		}
 	}
-	b.mu.Unlock()
-	if len(relations) == 0 {
-		return nil
-	}
-	_, err := first.Exec(ctx, `DELETE FROM rehome.unfinished f USING unnest($2::text[], $3::int[]) u(relation, chunk)
-		WHERE f.replication = $1 AND f.relation = u.relation AND f.chunk = u.chunk`, b.e.cfg.Replication, relations, numbers)
-	if err != nil {
-		return fmt.Errorf("remove the record of %s: %w", named(units), err)
-	}
-	return nil
 }
 
-// run writes the figures until all units are done or the copy fails.
-func (b *ledger) run(ctx context.Context, done <-chan struct{}) error {
-	conn, err := b.e.shardSession(ctx, b.e.cfg.Shards[0], "ledger")
-	if err != nil {
-		return err
-	}
-	defer closeSoon(conn)
-	tick := time.NewTicker(recordEvery)
+// run writes the figures until all units are done or the copy fails. It is the only writer, so that no figures come after
+// their unit's record was removed.
+func (b *ledger) run(ctx context.Context, done <-chan struct{}) {
+	ctx = context.WithoutCancel(ctx) // also after a failure: the last figures are those of work that is lost
+	defer func() { closeSoon(b.conn) }()
+	tick := time.NewTicker(b.every)
 	defer tick.Stop()
 	for {
 		select {
 		case <-tick.C:
-			if err := b.write(context.WithoutCancel(ctx), conn); err != nil {
-				if ctx.Err() != nil {
-					return nil
-				}
-				return fmt.Errorf("shard %s: record the progress of the copy: %w", b.e.cfg.Shards[0].Name, err)
+			if b.record(ctx) {
+				continue
+			}
+			select {
+			case <-done:
+				return // the shard had its time
+			default:
 			}
 		case <-done:
-			// Also after a failure: the workers have ended, so these are the last figures.
-			if err := b.write(context.WithoutCancel(ctx), conn); err != nil {
-				b.e.log.Warn("the last figures of the copy are not recorded", "error", err)
-			}
-			return nil
+			b.record(ctx) // the workers have ended, so these are the last figures
+			return
 		}
 	}
 }
 
-func (b *ledger) write(ctx context.Context, conn *pgx.Conn) error {
-	ctx, cancel := context.WithTimeout(ctx, recordPatience)
+// record writes the figures as they are, and reports whether it could. The first failure of several is logged.
+func (b *ledger) record(ctx context.Context) (ok bool) {
+	err := b.write(ctx)
+	if err != nil {
+		closeSoon(b.conn)
+		b.conn = nil // nobody knows what it still waits for
+		if !b.failing {
+			b.e.log.Warn("the progress of the copy is not recorded; the copy goes on", "shard", b.e.cfg.Shards[0].Name, "error", err)
+		}
+	}
+	b.failing = err != nil
+	return err == nil
+}
+
+func (b *ledger) write(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, b.patience)
 	defer cancel()
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if len(b.active) == 0 {
+	batch, removed := b.statements()
+	if batch.Len() == 0 {
 		return nil
 	}
-	batch := &pgx.Batch{}
+	if b.conn == nil {
+		// A crash of the shard may lose the latest figures, so they do not wait for its disk.
+		var err error
+		b.conn, err = connect(ctx, b.e.cfg.Shards[0].DSN, "rehome-ledger-"+b.e.cfg.Replication, map[string]string{"synchronous_commit": "off"})
+		if err != nil {
+			return err
+		}
+	}
+	if err := b.conn.SendBatch(ctx, batch).Close(); err != nil {
+		return err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, u := range removed {
+		delete(b.done, u)
+	}
+	return nil
+}
+
+// statements are what brings the records up to date, and the units whose records they remove.
+func (b *ledger) statements() (batch *pgx.Batch, removed []unitName) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	batch = &pgx.Batch{}
+	if len(b.done) > 0 {
+		var relations []string
+		var numbers []int
+		for u := range b.done {
+			removed = append(removed, u)
+			relations, numbers = append(relations, u.relation), append(numbers, u.number)
+		}
+		batch.Queue(`DELETE FROM rehome.unfinished f USING unnest($2::text[], $3::int[]) u(relation, chunk)
+			WHERE f.replication = $1 AND f.relation = u.relation AND f.chunk = u.chunk`, b.e.cfg.Replication, relations, numbers)
+	}
 	for u, c := range b.active {
 		b.recorded[u] = true
 		batch.Queue(`INSERT INTO rehome.unfinished (replication, relation, chunk, rows, bytes)
@@ -120,7 +163,7 @@ func (b *ledger) write(ctx context.Context, conn *pgx.Conn) error {
 			ON CONFLICT (replication, relation, chunk) DO UPDATE SET rows = excluded.rows, bytes = excluded.bytes`,
 			b.e.cfg.Replication, u.relation, u.number, c.Rows.Load(), c.Bytes.Load(), b.e.cfg.Epoch)
 	}
-	return conn.SendBatch(ctx, batch).Close()
+	return batch, removed
 }
 
 // settleAgain counts what an earlier try copied in vain: units that were under way, and those that are done at some shards
@@ -162,6 +205,7 @@ func (e *Engine) settleAgain(ctx context.Context, notes copyNotes) error {
 		return err
 	}
 	defer closeSoon(c)
+	var again againNote
 	err = pgx.BeginFunc(ctx, c, func(tx pgx.Tx) error {
 		if err := e.ownShared(ctx, tx); err != nil {
 			return err
@@ -195,17 +239,21 @@ func (e *Engine) settleAgain(ctx context.Context, notes copyNotes) error {
 				}
 			}
 		}
-		if sum == (copied{}) {
-			return nil
+		if sum != (copied{}) {
+			_, err = tx.Exec(ctx, `INSERT INTO rehome.copied_again AS a (replication, rows, bytes) VALUES ($1, $2, $3)
+				ON CONFLICT (replication) DO UPDATE SET rows = a.rows + excluded.rows, bytes = a.bytes + excluded.bytes`, e.cfg.Replication, sum.rows, sum.bytes)
+			if err != nil {
+				return err
+			}
 		}
-		_, err = tx.Exec(ctx, `INSERT INTO rehome.copied_again AS a (replication, rows, bytes) VALUES ($1, $2, $3)
-			ON CONFLICT (replication) DO UPDATE SET rows = a.rows + excluded.rows, bytes = a.bytes + excluded.bytes`, e.cfg.Replication, sum.rows, sum.bytes)
+		again, err = readAgain(ctx, tx, e.cfg.Replication)
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("shard %s: count what is copied again: %w", e.cfg.Shards[0].Name, err)
 	}
-	return e.readAgain(ctx)
+	e.stats.again(again.rows, again.bytes)
+	return nil
 }
 
 // counts reports whether a unit is done at every shard and stays so.
@@ -231,19 +279,16 @@ func (n copyNotes) counts(e *Engine, u unitName) bool {
 	return false
 }
 
-// readAgain reads the count for showing.
-func (e *Engine) readAgain(ctx context.Context) error {
-	sh := e.cfg.Shards[0]
-	conn, err := connect(ctx, sh.DSN, "rehome-setup-"+e.cfg.Replication, nil)
+// againNote is how much was copied more than once.
+type againNote struct{ rows, bytes int64 }
+
+func readAgain(ctx context.Context, q interface {
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}, replication string,
+) (n againNote, err error) {
+	err = q.QueryRow(ctx, `SELECT coalesce(sum(rows), 0)::bigint, coalesce(sum(bytes), 0)::bigint FROM rehome.copied_again WHERE replication = $1`, replication).Scan(&n.rows, &n.bytes)
 	if err != nil {
-		return fmt.Errorf("shard %s: %w", sh.Name, err)
+		return n, fmt.Errorf("read what was copied again: %w", err)
 	}
-	defer closeSoon(conn)
-	var rows, bytes int64
-	err = conn.QueryRow(ctx, `SELECT coalesce(sum(rows), 0)::bigint, coalesce(sum(bytes), 0)::bigint FROM rehome.copied_again WHERE replication = $1`, e.cfg.Replication).Scan(&rows, &bytes)
-	if err != nil {
-		return fmt.Errorf("shard %s: read what was copied again: %w", sh.Name, err)
-	}
-	e.stats.again(rows, bytes)
-	return nil
+	return n, nil
 }

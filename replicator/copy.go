@@ -89,7 +89,10 @@ func (e *Engine) copyTables(ctx context.Context, snap *view, notes copyNotes, bu
 		close(done)
 		return nil
 	})
-	g.Go(func() error { return book.run(ctx, done) })
+	g.Go(func() error {
+		book.run(ctx, done)
+		return nil
+	})
 	err = g.Wait()
 	return rewritten, err
 }

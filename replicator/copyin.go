@@ -93,20 +93,20 @@ func (a *copyAnswers) keep(p []byte) int {
 	return kept
 }
 
-// uncopied are the tables of a shard that take no COPY, though they take INSERTs.
-type uncopied struct {
+// tableSet is what a shard's lane and its sides have learned of tables.
+type tableSet struct {
 	mu   sync.Mutex
 	oids map[uint32]struct{}
 }
 
-func (u *uncopied) has(oid uint32) bool {
+func (u *tableSet) has(oid uint32) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	_, there := u.oids[oid]
 	return there
 }
 
-func (u *uncopied) add(oid uint32) {
+func (u *tableSet) add(oid uint32) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.oids == nil {
@@ -156,6 +156,7 @@ func (r *pipelineRun) further(ctx context.Context, cs []change) error {
 		}
 		var err error
 		if r.copy.rel != nil {
+			r.arrange(run)
 			err = r.copyRows(run.rows)
 		} else {
 			err = r.set(ctx, run)

@@ -156,9 +156,7 @@ func (w *copyWorker) copy(ctx context.Context, units []unit) (rewritten bool, er
 	for k, j := range units {
 		j.stat.finishUnit(counters[k], results[k].Rows, results[k].Bytes)
 	}
-	if err := w.book.finish(ctx, units, w.shards[0]); err != nil {
-		return false, err
-	}
+	w.book.finish(units)
 	if err := w.e.recordCopied(ctx, w.snap.lsn, units, results); err != nil {
 		return false, err
 	}

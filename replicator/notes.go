@@ -24,6 +24,7 @@ type copied struct {
 type shardNotes struct {
 	leaves map[string]copied  // copied as a whole
 	chunks map[string][]piece // planned chunks, in their order, by relation
+	again  againNote
 }
 
 // copyNotes is what all the shards say; only what they agree on counts.
@@ -73,6 +74,10 @@ func readShardNotes(ctx context.Context, conn *pgx.Conn, replication string) (sh
 		p.lo, p.hi = nil, nil // the next row's must be others
 		return nil
 	})
+	if err != nil {
+		return n, err
+	}
+	n.again, err = readAgain(ctx, conn, replication)
 	return n, err
 }
 
@@ -210,7 +215,8 @@ func (e *Engine) takeNotes(ctx context.Context) (copyNotes, error) {
 	e.mu.Lock()
 	e.copied = done
 	e.mu.Unlock()
-	return notes, e.readAgain(ctx)
+	e.stats.again(notes[0].again.rows, notes[0].again.bytes) // the first shard counts for all
+	return notes, nil
 }
 
 // copyOf is what is known of a table's copy; nothing while it is not whole.

@@ -112,29 +112,35 @@ func (c *Catalogue) checkNotTwin(ctx context.Context, name string, dsn tenant.DS
 		return fmt.Errorf("look for the server among the shards: %w", err)
 	}
 	for _, twin := range twins {
-		same, err := c.sameServer(ctx, twin, info)
+		same, err := c.sameServer(ctx, twin, dsn, info)
 		if err != nil {
 			return err
 		}
 		if same {
 			return tenant.Errorf(tenant.KindRefused, "shard-added-already",
-				"one server is one shard. If it is a different cluster that was copied from that one, both must be reachable now, so that they can be told apart",
+				"one server is one shard; add another server",
 				"%s is the server of shard %q (system identifier %s)", dsn, twin, info.SystemID)
 		}
 	}
 	return nil
 }
 
-// sameServer reports whether a shard is the server that info describes; an unreachable one counts as the same.
-func (c *Catalogue) sameServer(ctx context.Context, name string, info serverInfo) (bool, error) {
+// sameServer reports whether a shard is the server at an address, which info describes. One that cannot be reached may be it.
+func (c *Catalogue) sameServer(ctx context.Context, name string, at tenant.DSN, info serverInfo) (bool, error) {
 	dsn, err := c.ShardDSN(ctx, name)
 	if err != nil {
 		return false, err
 	}
-	conn, err := connect(ctx, dsn, probeTimeout)
+	conn, err := connect(ctx, dsn, connectTimeout)
+	if ctx.Err() != nil {
+		return false, context.Cause(ctx)
+	}
 	if err != nil {
-		c.log.WarnContext(ctx, "cannot tell two shards apart", "shard", name, "error", err)
-		return true, ctx.Err()
+		return false, &tenant.Error{
+			Kind: tenant.KindUnavailable, Code: "shards-not-told-apart",
+			Message: fmt.Sprintf("%s could not be told apart from shard %q, which has the same system identifier (%s) and cannot be reached now", at, name, info.SystemID),
+			Hint:    "one server is one shard. If it is a different cluster that was copied from that one, try again when both can be reached", Err: err,
+		}
 	}
 	defer closeConn(ctx, conn)
 	other, err := inspect(ctx, conn)

@@ -112,3 +112,22 @@ func TestShardLifecycle(t *testing.T) {
 		t.Errorf("the list took %s", took)
 	}
 }
+
+// TestTwinOutOfReach: a cluster that was copied from a shard's is told apart from it only while both can be reached. Where the
+// shard cannot, nobody says that they are one.
+func TestTwinOutOfReach(t *testing.T) {
+	t.Parallel()
+	b := setup(t)
+	_, err := b.AddShard(t.Context(), AddRequest{Name: "a", DSN: cluster.DSN("postgres")})
+	must(t, err)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	away := "postgres://nobody@" + l.Addr().String() + "/postgres"
+	must(t, l.Close())
+	_, err = b.pool.Exec(t.Context(), `UPDATE rehome_control.shards SET dsn_sealed = $1 WHERE name = 'a'`, b.box.Seal(sealShard, away))
+	must(t, err)
+	_, err = b.AddShard(t.Context(), AddRequest{Name: "b", DSN: cluster.DSN("postgres")})
+	if e := wanted(t, err, tenant.KindUnavailable, "shards-not-told-apart"); !strings.Contains(e.Message, `shard "a"`) {
+		t.Error(e)
+	}
+}

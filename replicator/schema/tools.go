@@ -2,6 +2,7 @@ package schema
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"syscall"
 	"time"
 
 	"github.com/rehomedb/rehome/tenant"
@@ -28,8 +30,9 @@ var binDirs = [...]string{
 // else.
 const newestPgDump = 18
 
-// versionTimeout bounds `pg_dump --version`.
-const versionTimeout = 5 * time.Second
+// versionTimeout bounds `pg_dump --version`. A program that has to be read from a busy disk by a busy machine may take many
+// seconds; one that says nothing for so long hangs.
+const versionTimeout = 30 * time.Second
 
 var versionRE = regexp.MustCompile(`\(PostgreSQL\) (\d+)`)
 
@@ -42,15 +45,34 @@ type Tools struct {
 // FindTools finds the newest pg_dump of REHOME_PG_BINDIR, the places of packages and PATH, the first of several that are as
 // new; a script on PATH counts only where nothing else serves (see candidates). It refuses one that is older than the server
 // (a server_version_num, e.g. 150004; 0: any): pg_dump cannot read a newer server. The error is KindRefused, code
-// pg-dump-missing or pg-dump-too-old.
+// pg-dump-missing or pg-dump-too-old; or KindUnavailable, code pg-dump-slow, where none serves but one did not answer.
 func FindTools(ctx context.Context, serverVersion int) (Tools, error) {
-	need := serverVersion / 10000
 	programs, wrappers := candidates()
-	best := newest(ctx, Tools{}, programs)
+	f := finder{patience: versionTimeout}
+	return f.find(ctx, serverVersion/10000, programs, wrappers)
+}
+
+// finder asks programs for their version.
+type finder struct {
+	patience time.Duration // with each
+	slow     string        // one that could not say its version in time; ""
+}
+
+func (f *finder) find(ctx context.Context, need int, programs, wrappers []string) (Tools, error) {
+	best := f.newest(ctx, Tools{}, programs)
 	if best.Major == 0 || best.Major < need || best.Major > newestPgDump {
-		best = newest(ctx, best, wrappers)
+		best = f.newest(ctx, best, wrappers)
 	}
 	switch {
+	case ctx.Err() != nil:
+		return Tools{}, fmt.Errorf("look for pg_dump: %w", context.Cause(ctx))
+	case best.Major < max(need, 1) && f.slow != "":
+		// It may be the one that serves: nobody knows until it answers.
+		return Tools{}, &tenant.Error{
+			Kind: tenant.KindUnavailable, Code: "pg-dump-slow",
+			Message: fmt.Sprintf("%s --version did not answer within %s", f.slow, f.patience),
+			Hint:    "the machine may be overloaded; see whether the program answers, or name the folder of another in " + binDirEnv,
+		}
 	case best.Major == 0:
 		return Tools{}, &tenant.Error{
 			Kind: tenant.KindRefused, Code: "pg-dump-missing", Message: "pg_dump is not installed here",
@@ -67,9 +89,15 @@ func FindTools(ctx context.Context, serverVersion int) (Tools, error) {
 }
 
 // newest is the best of those at paths and one that is known.
-func newest(ctx context.Context, best Tools, paths []string) Tools {
+func (f *finder) newest(ctx context.Context, best Tools, paths []string) Tools {
 	for _, path := range paths {
-		major, err := majorVersion(ctx, path)
+		if ctx.Err() != nil {
+			break
+		}
+		major, err := majorVersion(ctx, path, f.patience)
+		if errors.Is(err, errSlow) {
+			f.slow = path
+		}
 		if err != nil || major == best.Major {
 			continue
 		}
@@ -124,10 +152,18 @@ func isScript(path string) bool {
 	return err == nil && string(start[:]) == "#!"
 }
 
-func majorVersion(ctx context.Context, path string) (int, error) {
-	ctx, cancel := context.WithTimeout(ctx, versionTimeout)
+// errSlow says that a program could not be asked now.
+var errSlow = errors.New("it did not answer")
+
+func majorVersion(ctx context.Context, path string, patience time.Duration) (int, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, path, "--version").Output()
+	cmd := exec.CommandContext(ctx, path, "--version")
+	cmd.WaitDelay = killWait // a script that is killed leaves the program that it runs, with its output
+	out, err := cmd.Output()
+	if ctx.Err() != nil || errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.ENOMEM) {
+		return 0, fmt.Errorf("%w: %w", errSlow, err)
+	}
 	if err != nil {
 		return 0, err
 	}
