@@ -1,9 +1,11 @@
 package replicator_test
 
 import (
+	"context"
 	"strings"
 	"testing"
 
+	"github.com/rehomedb/rehome/internal/pgcluster"
 	"github.com/rehomedb/rehome/tenant"
 )
 
@@ -87,5 +89,40 @@ func TestResumeWithoutMending(t *testing.T) {
 				t.Errorf("the schemas differ: %+v", v.Schema)
 			}
 		})
+	}
+}
+
+// TestTableWithoutAKeyThatCannotBeSeenYet has a commit that waits for a synchronous standby: it is streamed before anybody else at
+// the source sees what it made.
+func TestTableWithoutAKeyThatCannotBeSeenYet(t *testing.T) {
+	t.Parallel()
+	own := pgcluster.StartT(t, pgcluster.Options{Settings: map[string]string{"synchronous_standby_names": "nobody", "synchronous_commit": "local"}})
+	r := newRigOn(t, own, 1, tenant.ReplicationOptions{}, ddlSetup)
+	r.start()
+	r.waitPhase(tenant.InSync)
+	maker := open(t, r.source)
+	made := make(chan error, 1)
+	go func() {
+		_, err := maker.Exec(context.WithoutCancel(t.Context()), `SET synchronous_commit = on; CREATE TABLE keyless (realm_id text)`)
+		made <- err
+	}()
+	pid := maker.PgConn().PID()
+	eventually(t, "its commit waits", func() bool {
+		return scalar[bool](t, r.srcDB, `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1 AND wait_event = 'SyncRep')`, pid)
+	})
+	exec(t, r.srcDB, `INSERT INTO items (realm_id, id) VALUES ('r1', 7000)`)
+	eventually(t, "the stream comes to it", func() bool {
+		if r.total(`SELECT count(*) FROM items WHERE id = 7000`) > 0 {
+			t.Fatal("the stream went on behind a table that cannot be replicated")
+		}
+		return scalar[bool](t, r.srcDB, `SELECT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = 'rehome-watch-' || $1 AND query LIKE '%transactionid = $1%')`, r.id)
+	})
+	exec(t, r.srcDB, `SELECT pg_cancel_backend($1)`, pid) // ends its wait; it is committed
+	if err := <-made; err != nil {
+		t.Fatal(err)
+	}
+	r.waitPhase(tenant.Paused)
+	if st := r.jour.phase(); !strings.Contains(st.Reason, "without a primary key") {
+		t.Errorf("paused for %q", st.Reason)
 	}
 }

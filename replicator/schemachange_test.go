@@ -121,6 +121,11 @@ func TestSchemaChangesAreFollowed(t *testing.T) {
 	if len(v.Schema) > 0 {
 		t.Errorf("the schemas differ: %+v", v.Schema)
 	}
+	for _, k := range e.Catalogue().Tables {
+		if n := scalar[int](t, r.srcDB, `SELECT count(*)::int FROM pg_index WHERE indrelid = $1`, k.OID); k.Indexes != n {
+			t.Errorf("%s counts with %d indexes, want %d", k.Name, k.Indexes, n)
+		}
+	}
 	for _, sh := range r.shards {
 		c := open(t, sh.DSN)
 		if n := scalar[int](t, c, `SELECT count(*) FROM pg_class WHERE relname LIKE 'scratch%' OR relname IN ('passing', 'fresh')`); n != 0 {
@@ -364,9 +369,10 @@ func TestSchemaChangeWithinAStreamedTransaction(t *testing.T) {
 	exec(t, r.srcDB, "ALTER TABLE big RENAME COLUMN extra TO more; UPDATE big SET more = 2 WHERE id < 1200")
 	exec(t, r.srcDB, "CREATE TABLE new (realm_id text, id int, PRIMARY KEY (realm_id, id)); INSERT INTO new SELECT 'r' || g, g FROM generate_series(1, 5000) g")
 	exec(t, r.srcDB, "COMMIT")
+	shard := open(t, r.shards[1].DSN)
 	eventually(t, "the change arrives", func() bool {
 		r.waitPhase(tenant.InSync)
-		return scalar[bool](t, open(t, r.shards[1].DSN), `SELECT to_regclass('new') IS NOT NULL`)
+		return scalar[bool](t, shard, `SELECT to_regclass('new') IS NOT NULL`)
 	})
 	v := r.verifyClean(e)
 	if len(v.Schema) > 0 || len(v.Tables) != 3 {

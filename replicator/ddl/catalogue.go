@@ -85,7 +85,7 @@ func (p *planner) catalogue() {
 }
 
 func (p *planner) catalogueTable(t *Table, was *catalog.Table) catalog.Table {
-	out := catalog.Table{OID: t.OID, Name: t.TableName(), Partitioned: t.Kind == "p", Identity: t.identity()}
+	out := catalog.Table{OID: t.OID, Name: t.TableName(), Partitioned: t.Kind == "p", Identity: t.identity(), Indexes: len(t.Indexes)}
 	out.RealmKey, _ = p.realmKey(t)
 	out.RealmFixed = out.RealmKey != "" && catalog.RealmFixed(p.opts.Replication, out.Name)
 	if was != nil {

@@ -178,7 +178,9 @@ func (c *checker) source(ctx context.Context) error {
 	for _, t := range c.cat.Tables {
 		c.facts.bytes += t.Bytes
 	}
-	c.tools(ctx)
+	if err := c.tools(ctx); err != nil {
+		return err
+	}
 	c.tables()
 	return c.parts(ctx, conn, "source", []part{
 		{"settings", c.settings},
@@ -200,14 +202,25 @@ func (c *checker) source(ctx context.Context) error {
 	})
 }
 
-func (c *checker) tools(ctx context.Context) {
+// tools looks for pg_dump. One that did not answer blocks nothing: it is asked again when it is needed, until it does.
+func (c *checker) tools(ctx context.Context) error {
 	if c.cat.Server.Version < 130000 {
 		c.block("source-too-old", "source", "upgrade the source to Postgres 13 or newer", "the source is Postgres %d", c.cat.Server.Version/10000)
 	}
-	if _, err := schema.FindTools(ctx, c.cat.Server.Version); err != nil {
-		e := tenant.AsError(err)
+	_, err := schema.FindTools(ctx, c.cat.Server.Version)
+	if err == nil {
+		return nil
+	}
+	e, ok := errors.AsType[*tenant.Error](err)
+	switch {
+	case !ok:
+		return err
+	case e.Kind == tenant.KindUnavailable:
+		c.warn(e.Code, "server", e.Hint, "%s", e.Message)
+	default:
 		c.block(e.Code, "server", e.Hint, "%s", e.Message)
 	}
+	return nil
 }
 
 // targets checks all shards at once, each with a checker of its own.
