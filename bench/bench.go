@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -89,11 +90,12 @@ func (b *Bench) Run(ctx context.Context) (err error) {
 		}
 		b.Say("%s prepared in %s", w.ID(), time.Since(began).Round(time.Second/10))
 	}
-	last := map[string]time.Duration{} // how long each workload's last round took
+	last := map[string][2]time.Duration{} // how long each workload's last even and odd rounds took: odd ones have more
 	for round := 1; round <= b.Options.Rounds; round++ {
 		roundBegan := time.Now()
 		for _, w := range b.workloads {
-			if b.Options.Limit > 0 && time.Since(b.began)+last[w.ID()] > b.Options.Limit {
+			lasts := last[w.ID()]
+			if b.Options.Limit > 0 && time.Since(b.began)+cmp.Or(lasts[round%2], lasts[1]) > b.Options.Limit {
 				b.Absent(w.ID(), fmt.Sprintf("everybody, round %d", round), fmt.Sprintf("it would not have ended within %s", b.Options.Limit))
 				continue
 			}
@@ -104,7 +106,8 @@ func (b *Bench) Run(ctx context.Context) (err error) {
 			if ctx.Err() != nil {
 				return fmt.Errorf("interrupted in round %d of %s: %w", round, w.ID(), context.Cause(ctx))
 			}
-			last[w.ID()] = time.Since(workloadBegan)
+			lasts[round%2] = time.Since(workloadBegan)
+			last[w.ID()] = lasts
 		}
 		took := time.Since(roundBegan)
 		b.Say("round %d of %d took %s; about %s to go", round, b.Options.Rounds, took.Round(time.Second), (took * time.Duration(b.Options.Rounds-round)).Round(time.Second))
@@ -131,6 +134,8 @@ func roundSeconds(id string) (scaled, fixed float64) {
 		return 40, 15
 	case "F":
 		return 30, 8
+	case "growth":
+		return 100, 40
 	}
 	return 0, 0
 }
@@ -139,6 +144,9 @@ func (b *Bench) estimate() time.Duration {
 	seconds := 0.0
 	for _, id := range b.ids() {
 		scaled, fixed := roundSeconds(id)
+		if id == "E" {
+			scaled += float64(latencyContenders * (b.Options.LatencySeconds - latencySeconds))
+		}
 		seconds += scaled*b.Options.Scale + fixed
 	}
 	return time.Duration(seconds * float64(b.Options.Rounds) * float64(time.Second))

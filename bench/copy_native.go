@@ -34,7 +34,7 @@ func (c nativeCopier) Name() string {
 
 func (c nativeCopier) Missing(_ context.Context, rig *Rig) string {
 	if c.binary && rig.Source.Version() < binaryCopySince {
-		return fmt.Sprintf("subscriptions of Postgres %d copy as text, also with binary = true", rig.Source.Version())
+		return fmt.Sprintf("subscriptions of Postgres %d copy as text, also with binary = true, which is about their stream only (D has it); from version %d on they copy in binary too", rig.Source.Version(), binaryCopySince)
 	}
 	return ""
 }

@@ -21,7 +21,7 @@ func (w *copyWorkload) contenders(r *Results) Section {
 	s := Section{
 		Title: w.data.Name + ": copy of " + w.data.Title,
 		Text: "From the first command until all tables, rows, keys and indexes are there. CPU in seconds: tool is what the contender itself runs, for Rehome with its control database; " +
-			"own CPU is the tool's per million rows. x floor is the ratio to psql | psql of the same round, x best peer to the best peer's wall time.",
+			"own CPU is that of the tool without the control database, per million rows. x floor is the ratio to psql | psql of the same round, x best peer to the best peer's wall time.",
 		Head: []string{"contender", ">targets", ">wall s", ">x floor", ">x best peer", ">CPU tool", ">CPU source", ">CPU targets", ">CPU all", ">own CPU s/M rows", ">n"},
 	}
 	one := copyCase(w.data.Name, 1)

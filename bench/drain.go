@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -45,8 +46,8 @@ type follower interface {
 	leave(ctx context.Context) error
 	// slot is its name at the source.
 	slot(ctx context.Context) (string, error)
-	// commands are those of the report.
-	commands() []string
+	// transcript is where its commands are noted, as they run.
+	transcript() *Run
 	// targets are the databases that hold its rows together; none: it only reads.
 	targets() []tenant.DSN
 	// own is the CPU time, in seconds, of its processes that are neither source nor target, so far.
@@ -62,6 +63,7 @@ type drainBed struct {
 	apart    []*pgcluster.Cluster // targets that are not the rig's
 	src      *pgx.Conn
 	last     int64 // id of the last rows that were written
+	log      *Run  // where what is written is noted; nil: nowhere
 }
 
 func openBed(ctx context.Context, rig *Rig, database, realm string, fill func(context.Context, *drainBed) error) (b *drainBed, err error) {
@@ -78,16 +80,38 @@ func openBed(ctx context.Context, rig *Rig, database, realm string, fill func(co
 func (b *drainBed) dsn() tenant.DSN { return b.rig.Source.DSN(b.database) }
 
 func (b *drainBed) exec(ctx context.Context, sql string, args ...any) error {
+	b.note("$SOURCE: " + withArguments(sql, args))
 	if _, err := b.src.Exec(ctx, sql, args...); err != nil {
 		return fmt.Errorf("at the source: %s: %w", first(sql), err)
 	}
 	return nil
 }
 
+func (b *drainBed) note(line string) {
+	if b.log != nil {
+		b.log.Note(line)
+	}
+}
+
+// notePgbench notes a run of pgbench with its script.
+func (b *drainBed) notePgbench(script string, durable bool, args []string) {
+	line := shell("pgbench", args)
+	if !durable {
+		line = "PGOPTIONS='-c synchronous_commit=off' " + line
+	}
+	if script == "" {
+		b.note(line + " '$SOURCE'")
+		return
+	}
+	b.note(line + " -f FILE '$SOURCE' # FILE:\n" + strings.TrimSpace(script))
+}
+
 // pgbench writes a number of transactions by several sessions; without a script TPC-B.
 func (b *drainBed) pgbench(ctx context.Context, script string, txns int64, more ...string) error {
 	args := []string{"-n", "-M", "prepared", "-c", strconv.Itoa(writers), "-j", "2", "-t", strconv.FormatInt((txns+writers-1)/writers, 10)}
-	cmd, done, err := pgbenchCommand(ctx, b.rig.Source, b.database, script, false, append(args, more...)...)
+	args = append(args, more...)
+	b.notePgbench(script, false, args)
+	cmd, done, err := pgbenchCommand(ctx, b.rig.Source, b.database, script, false, args...)
 	if err != nil {
 		return err
 	}
@@ -188,8 +212,11 @@ func (b *drainBed) drain(ctx context.Context, f follower) (s Sample, err error) 
 	asked := time.Now()
 	failed := make(chan error, 1)
 	go func() { failed <- f.start(ctx) }()
-	var began time.Time
+	began := asked
 	err = poll(ctx, time.Minute, startPoll, f.label()+" starts", func() (active bool, err error) {
+		if r, ok := f.(interface{ atOnce() bool }); ok && r.atOnce() {
+			return true, nil
+		}
 		err = watch.QueryRow(ctx, `SELECT active FROM pg_replication_slots WHERE slot_name = $1`, slot).Scan(&active)
 		began = time.Now()
 		return active, err

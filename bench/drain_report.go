@@ -47,7 +47,9 @@ func (w *drainWorkload) Report(r *Results) []Section {
 			"alter_subscription_enable, Rehome: `rehome resume-replication`; start s is the time from that request to the walsender. CPU in seconds, from the request to the end. After each drain " +
 			"the tables that the backlog changed are counted and hashed at both sides. x native is rows/s to those of the native subscription in text in the same round, which has the server's default of the option `streaming` (off up to 17, parallel from 18 on); " +
 			"the contender named streaming has it on, from 16 on parallel. Rehome's own walsender session decodes with logical_decoding_work_mem of 16 MB, which it sets itself (from 14 on); " +
-			"the others with the server's default of 64 MB, as their users have it.",
+			"the others with the server's default of 64 MB, as their users have it.\n\n" +
+			"Two of them apply nothing. pg_recvlogical is no lower bound: it reads each message as it comes, which costs the walsender more than sending to one who is busy applying, or who reads " +
+			"what has gathered. Decoding alone (pg_logical_slot_peek_binary_changes, on one session of the source, which stores what it decodes) has nobody to send to; its clock begins with the request.",
 	}}
 	for _, l := range w.backlogs() {
 		inCase := drainCase(l)
@@ -72,7 +74,7 @@ func (w *drainWorkload) Report(r *Results) []Section {
 
 // order is that of the suites, not that of the first round, which is rotated.
 func (w *drainWorkload) order(r *Results, inCase string) []string {
-	known := []string{nativeName, binaryName, streamName, pglogicalName, readerName, rehomeShards(1), rehomeShards(2), rehomeShards(3)}
+	known := []string{nativeName, binaryName, streamName, pglogicalName, readerName, decoderName, rehomeShards(1), rehomeShards(2), rehomeShards(3)}
 	var names []string
 	for _, k := range known {
 		if len(r.Good(inCase, k)) > 0 {

@@ -15,7 +15,9 @@ const (
 	nativeName = "native subscription, text"
 	binaryName = "native subscription, binary"
 	streamName = "native subscription, text, streaming"
-	readerName = "pg_recvlogical to /dev/null (limit)"
+	readerName = "pg_recvlogical to /dev/null, applies nothing"
+	// decoderName is who has no receiver either.
+	decoderName = "decoding alone, nothing is sent"
 )
 
 // drainWorkload is D: contenders that follow the source are stopped, the source writes a backlog, and each drains it, one
@@ -88,7 +90,6 @@ func (w *drainWorkload) suite(ctx context.Context, b *Bench, round int, make sui
 	}
 	s.who = slices.DeleteFunc(s.who, func(f follower) bool { return !s.wanted(ctx, f) })
 	s.join(ctx)
-	s.note()
 	s.restAll(ctx, func(f follower) bool { return !largeOnly(f) })
 	for i, l := range s.logs {
 		if l.large() && (i == 0 || !s.logs[i-1].large()) {
@@ -171,15 +172,12 @@ func (s *drainSuite) joinAll(ctx context.Context, now func(follower) bool) {
 	}
 }
 
-// note lists, once, what each contender runs.
-func (s *drainSuite) note() {
-	for _, f := range s.who {
-		cases := s.casesOf(f)
-		known := slices.ContainsFunc(s.bench.Results.Commands, func(c Commands) bool { return c.Case == cases[0] && c.Contender == f.label() })
-		if !known {
-			s.bench.Results.Commands = append(s.bench.Results.Commands, Commands{Case: cases[0], Contender: f.label(), Lines: f.commands()})
-		}
-	}
+// backlogName stands for whoever writes what the contenders drain, in the list of commands.
+const backlogName = "the backlog"
+
+// note lists, once, what a contender has run until the end of its first drain.
+func (s *drainSuite) note(f follower) {
+	s.bench.noteCommands(s.casesOf(f)[0], f.label(), f.transcript().Noted())
 }
 
 // fails notes that a contender has no figure in some cases, and lets it take no further part.
@@ -224,14 +222,20 @@ func turnOf(round int) int { return (round + 1) / 2 }
 // time that the same contenders drain. Who cannot be stopped takes no part in the later ones.
 func (s *drainSuite) drainAll(ctx context.Context, l backlog) error {
 	takes := func(f follower) bool { return !s.out[f.label()] && (l.large() || !largeOnly(f)) }
-	if err := errors.Join(l.write(ctx, s.bed), s.bed.sentinel(ctx)); err != nil {
+	s.bed.log = &Run{}
+	err := errors.Join(l.write(ctx, s.bed), s.bed.sentinel(ctx))
+	s.bench.noteCommands(drainCase(l), backlogName, s.bed.log.Noted())
+	s.bed.log = nil
+	if err != nil {
 		return err
 	}
 	for _, f := range Rotate(s.who, turnOf(s.round)) {
 		if !takes(f) {
 			continue
 		}
+		f.transcript().Note("# the source has written the backlog")
 		sample, err := s.turn(ctx, f, l)
+		s.note(f)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}

@@ -85,6 +85,7 @@ func smallSuite(ctx context.Context, b *Bench, round int, scale float64) (*drain
 		&subscription{bed: s.bed, at: at, name: binaryName, db: "d_binary", schema: smallDDL, binary: true},
 		&subscription{bed: s.bed, at: at, name: streamName, db: "d_stream", schema: smallDDL, stream: true},
 		&slotReader{bed: s.bed},
+		&slotReader{bed: s.bed, decode: true},
 		&rehomeFollower{bed: s.bed, server: s.server, db: "d1", shards: 1},
 		&rehomeFollower{bed: s.bed, server: s.server, db: "d2", shards: 2},
 		&rehomeFollower{bed: s.bed, server: s.server, db: "d3", shards: 3},
@@ -117,6 +118,7 @@ func tpcbSuite(ctx context.Context, b *Bench, round int, scale float64) (*drainS
 		&subscription{bed: s.bed, at: at, name: nativeName, db: "t_text", schema: tpcbSchema},
 		&subscription{bed: s.bed, at: at, name: binaryName, db: "t_binary", schema: tpcbSchema, binary: true},
 		&slotReader{bed: s.bed},
+		&slotReader{bed: s.bed, decode: true},
 		&rehomeFollower{bed: s.bed, server: s.server, db: "t1", shards: 1},
 		&pglogical{bed: s.bed, at: s.apart, db: "t_pglogical", schema: tpcbSchema, insertOnly: []string{"pgbench_history"}},
 	)

@@ -107,6 +107,16 @@ func TestFlatnessLeavesOutWhatAnEmptyDatabaseCosts(t *testing.T) {
 	if got := w.flatness(r, axis, true); math3(got.Median) != 2 {
 		t.Errorf("flatness %v, want 2", got.Median)
 	}
+	for _, s := range []Sample{sample(growthPoint{}, 2), sample(few, 2.1), sample(many, 3)} {
+		s.Round = 3
+		r.Add(s)
+	}
+	s := sample(few, 2.2)
+	s.Round = 5 // which has no other point
+	r.Add(s)
+	if got := w.flatness(r, axis, true); got.N != 2 || math3(got.Min) != 1 || math3(got.Max) != 2 {
+		t.Errorf("flatness of two rounds %+v, want 1 to 2", got)
+	}
 }
 
 // math3 rounds to three places.

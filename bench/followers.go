@@ -3,13 +3,9 @@ package main
 import (
 	"context"
 	"fmt"
-	"os/exec"
+	"slices"
 	"strings"
-	"sync"
-	"syscall"
 	"time"
-
-	"github.com/jackc/pgx/v5"
 
 	"github.com/rehomedb/rehome/internal/pgcluster"
 	"github.com/rehomedb/rehome/tenant"
@@ -26,6 +22,7 @@ const (
 
 // subscription is a native subscription at the first target.
 type subscription struct {
+	scribe
 	bed    *drainBed
 	at     *pgcluster.Cluster
 	name   string // of the contender
@@ -72,15 +69,7 @@ func (s *subscription) targets() []tenant.DSN                { return []tenant.D
 func (s *subscription) own() (float64, error)                { return 0, nil }
 func (s *subscription) database() string                     { return s.db }
 func (s *subscription) alter(ctx context.Context, v string) error {
-	return Exec(ctx, s.at.DSN(s.db), "ALTER SUBSCRIPTION "+tenant.QuoteIdent(s.db)+" "+v)
-}
-
-func (s *subscription) commands() []string {
-	with := ""
-	if o := s.options(); len(o) > 0 {
-		with = " WITH (" + strings.Join(o, ", ") + ")"
-	}
-	return []string{"$TARGET1: CREATE SUBSCRIPTION … PUBLICATION " + publication + with, "$TARGET1: ALTER SUBSCRIPTION … DISABLE; the backlog; ALTER SUBSCRIPTION … ENABLE"}
+	return s.sql(ctx, s.at.DSN(s.db), "$TARGET1", "ALTER SUBSCRIPTION "+tenant.QuoteIdent(s.db)+" "+v)
 }
 
 func (s *subscription) join(ctx context.Context) error {
@@ -88,7 +77,8 @@ func (s *subscription) join(ctx context.Context) error {
 		return err
 	}
 	with := strings.Join(append([]string{"slot_name = " + tenant.QuoteIdent(s.db)}, s.options()...), ", ")
-	err := Exec(ctx, s.at.DSN(s.db), s.schema, "CREATE SUBSCRIPTION "+tenant.QuoteIdent(s.db)+" CONNECTION "+tenant.QuoteLiteral(s.bed.dsn().Reveal())+
+	s.log.Name(s.bed.dsn(), "$SOURCE")
+	err := s.sql(ctx, s.at.DSN(s.db), "$TARGET1", strings.TrimSpace(s.schema), "CREATE SUBSCRIPTION "+tenant.QuoteIdent(s.db)+" CONNECTION "+tenant.QuoteLiteral(s.bed.dsn().Reveal())+
 		" PUBLICATION "+publication+" WITH ("+with+")")
 	if err != nil {
 		return err
@@ -127,94 +117,9 @@ func (b *drainBed) idle(ctx context.Context, f follower) error {
 	})
 }
 
-// slotReader only reads: what decoding and sending costs without anyone who applies, the limit of everyone.
-type slotReader struct {
-	bed *drainBed
-
-	mu   sync.Mutex
-	cpu  float64
-	done chan error
-}
-
-func (r *slotReader) label() string                        { return readerName }
-func (r *slotReader) slot(context.Context) (string, error) { return r.name(), nil }
-func (r *slotReader) name() string                         { return "reader_" + r.bed.database }
-func (r *slotReader) targets() []tenant.DSN                { return nil }
-func (r *slotReader) stop(ctx context.Context) error       { return r.bed.idle(ctx, r) }
-
-func (r *slotReader) commands() []string {
-	return []string{"pg_recvlogical --start --no-loop -S … -f /dev/null --endpos … --fsync-interval=0 -o proto_version=1 -o publication_names=" + publication}
-}
-
-func (r *slotReader) join(ctx context.Context) error {
-	return r.bed.exec(ctx, `SELECT pg_create_logical_replication_slot($1, 'pgoutput')`, r.name())
-}
-
-// pass lets the slot go to where the source is: it only follows while it drains.
-func (r *slotReader) pass(ctx context.Context) error {
-	return r.bed.exec(ctx, `SELECT pg_replication_slot_advance($1, pg_current_wal_lsn())`, r.name())
-}
-
-func (r *slotReader) leave(ctx context.Context) error {
-	return r.bed.exec(ctx, `SELECT pg_drop_replication_slot($1)`, r.name())
-}
-
-func (r *slotReader) own() (float64, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.cpu, nil
-}
-
-func (r *slotReader) start(ctx context.Context) error {
-	var end string
-	if err := r.bed.src.QueryRow(ctx, `SELECT pg_current_wal_insert_lsn()::text`).Scan(&end); err != nil {
-		return fmt.Errorf("read the source's position: %w", err)
-	}
-	cfg, err := pgx.ParseConfig(r.bed.dsn().Reveal())
-	if err != nil {
-		return fmt.Errorf("read the source's address: %w", err)
-	}
-	cmd := exec.CommandContext(ctx, r.bed.rig.Tool("pg_recvlogical"), "--start", "--no-loop", "-S", r.name(), "-f", "/dev/null", "--endpos", end, "--fsync-interval=0", //nolint:gosec // programs of the benchmark
-		"-o", "proto_version=1", "-o", "publication_names="+publication, "-h", cfg.Host, "-p", fmt.Sprint(cfg.Port), "-U", cfg.User, "-d", cfg.Database)
-	cmd.Env = []string{"PGPASSWORD=" + cfg.Password, "PGSSLMODE=disable"}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	var said strings.Builder
-	cmd.Stderr = &said
-	done := make(chan error, 1)
-	r.mu.Lock()
-	r.done = done
-	r.mu.Unlock()
-	err = cmd.Run()
-	r.mu.Lock()
-	if s := cmd.ProcessState; s != nil {
-		r.cpu += (s.UserTime() + s.SystemTime()).Seconds()
-	}
-	r.mu.Unlock()
-	if err != nil {
-		err = fmt.Errorf("pg_recvlogical: %w: %s", err, said.String())
-	}
-	done <- err
-	return err
-}
-
-// ended is its finish line: it stops at the end of the backlog.
-func (r *slotReader) ended() (bool, error) {
-	r.mu.Lock()
-	done := r.done
-	r.mu.Unlock()
-	if done == nil {
-		return false, nil
-	}
-	select {
-	case err := <-done:
-		return true, err
-	default:
-		return false, nil
-	}
-}
-
 // rehome is the product: a database on one or more shards.
 type rehomeFollower struct {
+	scribe
 	bed    *drainBed
 	server *Server
 	db     string
@@ -225,8 +130,19 @@ type rehomeFollower struct {
 func (r *rehomeFollower) label() string    { return rehomeShards(r.shards) }
 func (r *rehomeFollower) database() string { return r.db }
 
-func (r *rehomeFollower) commands() []string {
-	return []string{"rehome start-replication --from $SOURCE --to $REHOME/DB --include 'public.*'", "rehome pause-replication; the backlog; rehome resume-replication"}
+// cli runs a command of the command line and notes it; approved are the arguments that carry its code, nil: it needs none.
+func (r *rehomeFollower) cli(ctx context.Context, args, approved []string) error {
+	r.log.Name(r.bed.dsn(), "$SOURCE")
+	noted := slices.Clone(args)
+	for i, a := range noted {
+		noted[i] = strings.ReplaceAll(a, r.server.url, "$REHOME")
+	}
+	r.log.Note(shell("rehome", noted))
+	if approved == nil {
+		approved = args
+	}
+	_, err := r.server.CLI(ctx, approved...)
+	return err
 }
 
 func (r *rehomeFollower) own() (float64, error) { return TreeCPU(r.server.Pid()) }
@@ -243,18 +159,18 @@ func (r *rehomeFollower) join(ctx context.Context) error {
 	for n := range r.shards {
 		names = append(names, fmt.Sprint("s", n+1))
 	}
-	if _, err := r.server.CLI(ctx, "create", r.db, "--realm-key", r.bed.realm, "--owner", "owner@example.com", "--shards", strings.Join(names, ",")); err != nil {
+	if err := r.cli(ctx, []string{"create", r.db, "--realm-key", r.bed.realm, "--owner", "owner@example.com", "--shards", strings.Join(names, ",")}, nil); err != nil {
 		return err
 	}
 	args := append([]string{"start-replication", "--from", r.bed.dsn().Reveal(), "--to", r.server.url + "/" + r.db, "--include", "public.*"}, r.more...)
-	args, err := r.server.Approve(ctx, args...)
+	approved, err := r.server.Approve(ctx, args...)
 	if err != nil {
 		return err
 	}
-	if _, err := r.server.CLI(ctx, args...); err != nil {
+	if err := r.cli(ctx, args, approved); err != nil {
 		return err
 	}
-	if _, err := r.server.CLI(ctx, "replication-progress", "--db", r.db, "--watch", "--until", "in_sync", "-q"); err != nil {
+	if err := r.cli(ctx, []string{"replication-progress", "--db", r.db, "--watch", "--until", "in_sync", "-q"}, nil); err != nil {
 		return err
 	}
 	return r.bed.caughtUp(ctx, r)
@@ -265,12 +181,11 @@ func (r *rehomeFollower) slot(ctx context.Context) (name string, err error) {
 }
 
 func (r *rehomeFollower) start(ctx context.Context) error {
-	_, err := r.server.CLI(ctx, "resume-replication", "--db", r.db)
-	return err
+	return r.cli(ctx, []string{"resume-replication", "--db", r.db}, nil)
 }
 
 func (r *rehomeFollower) stop(ctx context.Context) error {
-	if _, err := r.server.CLI(ctx, "pause-replication", "--db", r.db); err != nil {
+	if err := r.cli(ctx, []string{"pause-replication", "--db", r.db}, nil); err != nil {
 		return err
 	}
 	return r.bed.idle(ctx, r)

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
+	"slices"
 
 	"github.com/rehomedb/rehome/tenant"
 )
@@ -97,9 +99,9 @@ func (w *growthWorkload) axes() []growthAxis {
 
 const growthCase = "growth"
 
-// Round measures every point in the first round only: what grows shows by more than the spread between rounds.
+// Round measures every point in odd rounds only, since they take long.
 func (w *growthWorkload) Round(ctx context.Context, b *Bench, round int) error {
-	if round > 1 {
+	if round%2 == 0 {
 		return nil
 	}
 	done := map[growthPoint]bool{}
@@ -134,6 +136,7 @@ func (w *growthWorkload) measure(ctx context.Context, r *Run, p growthPoint) err
 	if err != nil {
 		return err
 	}
+	r.Name(bed.dsn(), "$SOURCE")
 	s, err := StartServer(ctx, r, r.Rig.Targets[:growthShards]...)
 	if err != nil {
 		return err
@@ -162,7 +165,10 @@ func (w *growthWorkload) apply(ctx context.Context, r *Run, bed *drainBed, f *re
 		return err
 	}
 	rows := min(p.rows, scaled(growthApply, w.scale))
-	if err := errors.Join(changeGrowth(ctx, bed, p, rows), bed.sentinel(ctx)); err != nil {
+	bed.log = f.transcript() // between the pause and what comes after
+	err := errors.Join(changeGrowth(ctx, bed, p, rows), bed.sentinel(ctx))
+	bed.log = nil
+	if err != nil {
 		return err
 	}
 	sample, err := bed.drain(ctx, f)
@@ -174,6 +180,9 @@ func (w *growthWorkload) apply(ctx context.Context, r *Run, bed *drainBed, f *re
 	r.Set(applyTool, sample.CPU.Tool+sample.CPU.Control)
 	r.Set(applySource, sample.CPU.Source)
 	r.Set(applyTargets, sample.CPU.Targets)
+	for _, line := range f.transcript().Noted() {
+		r.Note(line)
+	}
 	return bed.same(ctx, f, []string{"t1", fmt.Sprint("t", p.tables)})
 }
 
@@ -219,14 +228,14 @@ func changeGrowth(ctx context.Context, b *drainBed, p growthPoint, rows int64) e
 		END $$`, rows, each, batch, p.tables)), b.exec(ctx, `RESET synchronous_commit`))
 }
 
-// cost is the CPU of all processes, less that of the empty database, per million rows; the zero Spread without figures.
-func growthCost(r *Results, p growthPoint, copied bool) Spread {
+// growthCosts are, by round, the CPU of all processes, less that of the empty database, per million rows.
+func growthCosts(r *Results, p growthPoint, copied bool) map[int]float64 {
 	names := [3]string{copyTool, copySource, copyTargets}
 	if !copied {
 		names = [3]string{applyTool, applySource, applyTargets}
 	}
 	empty := r.Good(growthCase, growthPoint{}.label())
-	var v []float64
+	v := map[int]float64{}
 	for round, s := range r.Good(growthCase, p.label()) {
 		e, ok := empty[round]
 		rows := float64(p.rows)
@@ -240,28 +249,31 @@ func growthCost(r *Results, p growthPoint, copied bool) Spread {
 		for _, n := range names {
 			sum += s.Values[n] - e.Values[n]
 		}
-		v = append(v, sum/rows*1e6)
+		v[round] = sum / rows * 1e6
 	}
-	return SpreadOf(v)
+	return v
 }
 
-// flatness is the largest cost of an axis over its smallest.
+// growthCost is the zero Spread without figures.
+func growthCost(r *Results, p growthPoint, copied bool) Spread {
+	return SpreadOf(slices.Collect(maps.Values(growthCosts(r, p, copied))))
+}
+
+// flatness is the largest cost of an axis over its smallest, of each round that has all of its points.
 func (w *growthWorkload) flatness(r *Results, a growthAxis, copied bool) Spread {
-	least, most := 0.0, 0.0
+	costs := map[int][]float64{}
 	for _, p := range a.points {
-		c := growthCost(r, p, copied)
-		if c.N == 0 {
-			return Spread{}
+		for round, c := range growthCosts(r, p, copied) {
+			costs[round] = append(costs[round], c)
 		}
-		if least == 0 || c.Median < least {
-			least = c.Median
+	}
+	var v []float64
+	for _, c := range costs {
+		if least := slices.Min(c); len(c) == len(a.points) && least > 0 {
+			v = append(v, slices.Max(c)/least)
 		}
-		most = max(most, c.Median)
 	}
-	if least <= 0 {
-		return Spread{}
-	}
-	return SpreadOf([]float64{most / least})
+	return SpreadOf(v)
 }
 
 // Aims of growth.
@@ -286,9 +298,9 @@ func (w *growthWorkload) Aims(r *Results) []Aim {
 func (w *growthWorkload) Report(r *Results) []Section {
 	s := Section{
 		Title: "growth: what a row costs while rows, realms or tables grow",
-		Text: fmt.Sprintf("Rehome to %d shards; narrow rows (bigint, int, int) with a key of realm and id. CPU seconds per million rows of all processes, less what an empty database costs (first row, in seconds); copy: from "+
+		Text: fmt.Sprintf("Rehome to %d shards; narrow rows (bigint, int, int) with the key (id, realm_id), which has the order in which the source holds the rows. CPU seconds per million rows of all processes, less what an empty database costs (first row, in seconds); copy: from "+
 			"`rehome start-replication` until in sync; apply: updates in transactions of %d rows of one table, drained from a stopped state.\n\n![cost of a row](%s)", growthShards, growthTxn, growthFigure),
-		Head: []string{"axis", "rows, realms, tables", ">copy CPU s/million", ">apply CPU s/million", ">copy wall s", ">apply wall s", ">copy CPU tool", ">source", ">targets", ">apply CPU tool", ">source", ">targets"},
+		Head: []string{"axis", "rows, realms, tables", ">copy CPU s/million", ">apply CPU s/million", ">copy wall s", ">apply wall s", ">copy CPU tool", ">source", ">targets", ">apply CPU tool", ">source", ">targets", ">n"},
 	}
 	row := func(axis string, p growthPoint) {
 		name := p.label()
@@ -298,7 +310,7 @@ func (w *growthWorkload) Report(r *Results) []Section {
 		v := func(n string) string { return r.Spread(growthCase, name, Value(n)).Middle() }
 		s.Rows = append(s.Rows, []string{
 			axis, name, growthCost(r, p, true).Middle(), growthCost(r, p, false).Middle(), v(copyWall), v(applyWall),
-			v(copyTool), v(copySource), v(copyTargets), v(applyTool), v(applySource), v(applyTargets),
+			v(copyTool), v(copySource), v(copyTargets), v(applyTool), v(applySource), v(applyTargets), digitsInt(len(r.Good(growthCase, name))),
 		})
 	}
 	row("", growthPoint{})

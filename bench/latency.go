@@ -13,9 +13,11 @@ import (
 const (
 	// latencyRate is how many transactions a second the load is asked for; each is one of the small ones.
 	latencyRate = 1000
-	// latencySeconds is how long a contender is measured in each round: five rounds make a minute.
+	// latencySeconds is how long a contender is measured in each round, unless -latency-seconds says otherwise: five rounds make a minute.
 	latencySeconds = 12
 	latencyClients = 8
+	// latencyContenders is how many are measured in a round that has all of them.
+	latencyContenders = 3
 	// settle is how long the load runs before the first ping, and loadSlack how long it would run after the last one: what takes
 	// time in between must not let it end early.
 	settle    = time.Second
@@ -41,8 +43,13 @@ func (l latencies) at(share float64) float64 {
 
 // latency measures one contender, which follows, under load. Wall time, CPU and the load are those of the time in which pings are sent.
 func (b *drainBed) latency(ctx context.Context, f follower, items int64, length time.Duration) (s Sample, err error) {
-	load, clean, err := pgbenchCommand(ctx, b.rig.Source, b.database, smallScript, true, "-n", "-M", "prepared", "-c", strconv.Itoa(latencyClients), "-j", "2",
-		"-R", strconv.Itoa(latencyRate), "-T", strconv.Itoa(int((settle + length + loadSlack).Seconds())), "-D", "rows="+strconv.FormatInt(items, 10), "-D", "realms="+strconv.Itoa(backlogRealms))
+	args := []string{
+		"-n", "-M", "prepared", "-c", strconv.Itoa(latencyClients), "-j", "2", "-R", strconv.Itoa(latencyRate),
+		"-T", strconv.Itoa(int((settle + length + loadSlack).Seconds())), "-D", "rows=" + strconv.FormatInt(items, 10), "-D", "realms=" + strconv.Itoa(backlogRealms),
+	}
+	b.notePgbench(smallScript, true, args)
+	b.note("$SOURCE: " + pingSQL + " -- every 5 to 15 ms, $1 rises by one")
+	load, clean, err := pgbenchCommand(ctx, b.rig.Source, b.database, smallScript, true, args...)
 	if err != nil {
 		return s, err
 	}
@@ -124,7 +131,7 @@ func (b *drainBed) underLoad(ctx context.Context, f follower, length time.Durati
 	}
 	slices.Sort(got)
 	return Sample{Contender: f.label(), Seconds: wall.Seconds(), CPU: after.minus(before), At: began, Values: map[string]float64{
-		p50Millis: got.at(0.50), p95Millis: got.at(0.95), p99Millis: got.at(0.99), "max ms": got.at(1), "pings": float64(len(got)),
+		p50Millis: got.at(0.50), p95Millis: got.at(0.95), p99Millis: got.at(0.99), maxMillis: got.at(1), pingsSent: float64(len(got)),
 		loadReached: rate, "looks/s": float64(p.looked) / wall.Seconds(),
 	}}, nil
 }

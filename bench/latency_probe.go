@@ -21,6 +21,9 @@ const (
 	seenWithin = time.Minute
 )
 
+// pingSQL sends a ping.
+const pingSQL = `INSERT INTO pings VALUES ('ping', $1)`
+
 // probe measures latencies. A ping is a row of its own at the source; its clock runs from the answer to its commit until a session at
 // the target sees the row. A latency can be shorter than nothing where the target is faster than the answer, and then counts as
 // nothing. When pings are sent does not depend on when they are seen: a probe that waited for each would send few while the
@@ -127,7 +130,7 @@ func (p *probe) send(ctx context.Context, until time.Time) (sent []ping, err err
 			return nil, err
 		}
 		p.last++ // also one that fails may be there
-		if _, err := p.source.Exec(ctx, `INSERT INTO pings VALUES ('ping', $1)`, p.last); err != nil {
+		if _, err := p.source.Exec(ctx, pingSQL, p.last); err != nil {
 			return nil, fmt.Errorf("send a ping: %w", err)
 		}
 		sent = append(sent, ping{p.last, time.Now()})

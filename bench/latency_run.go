@@ -11,7 +11,10 @@ import (
 
 // latencyWorkload is E: the time from a commit at the source to its sight at the target, under a steady load, one contender
 // at a time.
-type latencyWorkload struct{ scale float64 }
+type latencyWorkload struct {
+	scale float64
+	whole time.Duration // at scale 1
+}
 
 const latencyCase = "E, latency at 1,000 tps"
 
@@ -20,18 +23,23 @@ const (
 	p50Millis = "p50 ms"
 	p95Millis = "p95 ms"
 	p99Millis = "p99 ms"
+	maxMillis = "max ms"
+	pingsSent = "pings"
 )
+
+// loadName stands for who writes in E, in the list of commands.
+const loadName = "the load"
 
 func (w *latencyWorkload) ID() string { return "E" }
 
 func (w *latencyWorkload) Prepare(_ context.Context, b *Bench) error {
-	w.scale = b.Options.Scale
+	w.scale, w.whole = b.Options.Scale, time.Duration(b.Options.LatencySeconds)*time.Second
 	return nil
 }
 
 // length is the time of measuring a contender in one round.
 func (w *latencyWorkload) length() time.Duration {
-	return max(time.Second/2, min(latencySeconds*time.Second, time.Duration(w.scale*latencySeconds*float64(time.Second))))
+	return max(time.Second/2, min(w.whole, time.Duration(w.scale*float64(w.whole))))
 }
 
 func (w *latencyWorkload) Round(ctx context.Context, b *Bench, round int) (err error) {
@@ -51,7 +59,6 @@ func (w *latencyWorkload) Round(ctx context.Context, b *Bench, round int) (err e
 	)
 	s.who = slices.DeleteFunc(s.who, func(f follower) bool { return !s.wanted(ctx, f) })
 	s.join(ctx)
-	s.note()
 	for _, f := range s.who {
 		if !s.out[f.label()] {
 			if err := within(ctx, stopWithin, f.stop); err != nil {
@@ -59,11 +66,15 @@ func (w *latencyWorkload) Round(ctx context.Context, b *Bench, round int) (err e
 			}
 		}
 	}
-	for _, f := range Rotate(s.who, round) {
+	for _, f := range Rotate(s.who, turnOf(round)) {
 		if s.out[f.label()] {
 			continue
 		}
+		s.bed.log = &Run{}
 		sample, err := w.turn(ctx, s, f)
+		b.noteCommands(latencyCase, loadName, s.bed.log.Noted())
+		s.bed.log = nil
+		s.note(f)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -98,8 +109,10 @@ func (w *latencyWorkload) Report(r *Results) []Section {
 		Title: "E: latency at 1,000 transactions a second",
 		Text: "pgbench is asked for 1,000 small transactions (1 update and 1 insert) a second by 8 clients, durably; load txn/s is what it made while pings were sent. Below 80% of that a turn has no figure. Beside it a probe commits " +
 			"a row at the source every 5 to 15 ms, whether those before have arrived or not; a row's latency is the time from the answer to its commit until a session at the target sees it, which asks every 0.1 ms while any row is " +
-			"under way. One contender follows at a time. CPU in seconds per second.",
-		Head: []string{"contender", ">p50 ms", ">p95 ms", ">p99 ms", ">p50 x native", ">p99 x native", ">load txn/s", ">CPU tool", ">source", ">targets", ">n"},
+			"under way. One contender follows at a time. CPU in seconds per second.\n\n" +
+			fmt.Sprintf("A percentile is that of one round, in which pings are sent for %g s; shown is the median of the rounds' percentiles, not the percentile of all their pings. pings is how many a round has: "+
+				"its p99 is the latency that only the slowest hundredth of them exceed.", w.length().Seconds()),
+		Head: []string{"contender", ">p50 ms", ">p95 ms", ">p99 ms", ">slowest ms", ">p50 x native", ">p99 x native", ">pings", ">load txn/s", ">CPU tool", ">source", ">targets", ">n"},
 	}
 	for _, name := range []string{nativeName, pglogicalName, rehomeShards(1)} {
 		n := r.Spread(latencyCase, name, Wall).N
@@ -114,7 +127,7 @@ func (w *latencyWorkload) Report(r *Results) []Section {
 			return r.Spread(latencyCase, name, func(s Sample) float64 { return f(s.CPU) / s.Seconds }).Middle()
 		}
 		s.Rows = append(s.Rows, []string{
-			name, at(p50Millis), at(p95Millis), at(p99Millis), x(p50Millis), x(p99Millis), at(loadReached), cpu(func(c CPU) float64 { return c.Tool + c.Control }),
+			name, at(p50Millis), at(p95Millis), at(p99Millis), at(maxMillis), x(p50Millis), x(p99Millis), r.Spread(latencyCase, name, Value(pingsSent)).Middle(), at(loadReached), cpu(func(c CPU) float64 { return c.Tool + c.Control }),
 			cpu(func(c CPU) float64 { return c.Source }), cpu(func(c CPU) float64 { return c.Targets }), digitsInt(n),
 		})
 	}

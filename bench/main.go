@@ -34,17 +34,19 @@ type Options struct {
 	Keep       bool
 	Fsync      bool          // as in production
 	Limit      time.Duration // no round of a workload begins after it
-	PeerLimit  float64       // peers that were slower than so many times the best peer in two rounds rest; 0: none rests
+	// LatencySeconds is for how long E measures each contender in a round, at scale 1.
+	LatencySeconds int
+	PeerLimit      float64 // peers that were slower than so many times the best peer in two rounds rest; 0: none rests
 }
 
 // all are the workloads in the order of the report.
 func all() []Workload {
 	a := DatasetA()
 	few := []Copier{nativeCopier{}, nativeCopier{binary: true}, pgcopydbCopier{jobs: jobs}, dumpCopier{}}
-	every := append(slices.Clone(few), nativeCopier{inPlace: true}, pgcopydbCopier{jobs: 2 * jobs}, pglogicalCopier{})
+	every := append(slices.Clone(few), nativeCopier{inPlace: true}, nativeCopier{binary: true, inPlace: true}, pgcopydbCopier{jobs: 2 * jobs}, pglogicalCopier{})
 	return []Workload{
 		&copyWorkload{data: a, peers: every, targets: []int{2, 3}, limited: true},
-		&copyWorkload{data: DatasetB(), peers: few, odd: true},
+		&copyWorkload{data: DatasetB(), peers: few, targets: []int{3}, odd: true},
 		&copyWorkload{data: DatasetC(), peers: few, odd: true},
 		&drainWorkload{}, &latencyWorkload{},
 		&verifyWorkload{data: a},
@@ -68,11 +70,12 @@ func parse(args []string, errs io.Writer) (Options, error) {
 	fs.BoolVar(&o.Fsync, "fsync", true, "servers flush to disk, as in production; off only to try things out")
 	fs.BoolVar(&o.Keep, "keep", false, "leave logs and the working directory behind")
 	fs.DurationVar(&o.Limit, "limit", 0, "begin no round of a workload that would end after this time, as far as its last round tells (default: none)")
+	fs.IntVar(&o.LatencySeconds, "latency-seconds", latencySeconds, "for how long E measures each contender in a round, in seconds, at scale 1")
 	fs.Float64Var(&o.PeerLimit, "rest", 1.15, "a peer that took this many times as long as the best peer in two rounds rests from then on; 0: none does")
 	if err := fs.Parse(args); err != nil {
 		return o, err
 	}
-	if fs.NArg() > 0 || o.Rounds < 1 || o.Scale <= 0 {
+	if fs.NArg() > 0 || o.Rounds < 1 || o.Scale <= 0 || o.LatencySeconds < 1 {
 		return o, fmt.Errorf("bad arguments: %s", strings.Join(args, " "))
 	}
 	o.Workloads, o.Contenders = split(workloads), split(contenders)

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/rehomedb/rehome/internal/pgcluster"
 	"github.com/rehomedb/rehome/tenant"
@@ -14,6 +15,7 @@ const pglogicalName = "pglogical"
 // pglogical is a subscription of pglogical 2 at the first target. It begins after the others: it makes tables of its own at the
 // source, which are nobody else's business.
 type pglogical struct {
+	scribe
 	bed        *drainBed
 	at         *pgcluster.Cluster
 	db         string   // its database at the target
@@ -24,9 +26,6 @@ type pglogical struct {
 func (p *pglogical) label() string         { return pglogicalName }
 func (p *pglogical) targets() []tenant.DSN { return []tenant.DSN{p.at.DSN(p.db)} }
 func (p *pglogical) own() (float64, error) { return 0, nil }
-func (p *pglogical) commands() []string {
-	return []string{"pglogical.create_subscription(…, synchronize_structure := false, synchronize_data := true)", "pglogical.alter_subscription_disable(…, true); the backlog; pglogical.alter_subscription_enable(…, true)"}
-}
 
 func (p *pglogical) missing(ctx context.Context) string {
 	if p.at == nil {
@@ -62,11 +61,11 @@ func (p *pglogical) join(ctx context.Context) error {
 			statements = append(statements, `SELECT pglogical.replication_set_add_table('default', `+tenant.QuoteLiteral(t)+`)`)
 		}
 	}
-	if err := Exec(ctx, src, statements...); err != nil {
+	if err := p.sql(ctx, src, "$SOURCE", statements...); err != nil {
 		return fmt.Errorf("make the provider: %w", err)
 	}
 	at := p.at.DSN(p.db)
-	err = Exec(ctx, at, p.schema, `CREATE EXTENSION pglogical`, `SELECT pglogical.create_node('subscriber', `+tenant.QuoteLiteral(at.Reveal())+`)`,
+	err = p.sql(ctx, at, "$TARGET", strings.TrimSpace(p.schema), `CREATE EXTENSION pglogical`, `SELECT pglogical.create_node('subscriber', `+tenant.QuoteLiteral(at.Reveal())+`)`,
 		`SELECT pglogical.create_subscription('sub', `+tenant.QuoteLiteral(src.Reveal())+`, ARRAY['default','default_insert_only'], synchronize_structure := false, synchronize_data := true)`,
 		`SELECT pglogical.wait_for_subscription_sync_complete('sub')`)
 	if err != nil {
@@ -76,11 +75,11 @@ func (p *pglogical) join(ctx context.Context) error {
 }
 
 func (p *pglogical) start(ctx context.Context) error {
-	return Exec(ctx, p.at.DSN(p.db), `SELECT pglogical.alter_subscription_enable('sub', true)`)
+	return p.sql(ctx, p.at.DSN(p.db), "$TARGET", `SELECT pglogical.alter_subscription_enable('sub', true)`)
 }
 
 func (p *pglogical) stop(ctx context.Context) error {
-	if err := Exec(ctx, p.at.DSN(p.db), `SELECT pglogical.alter_subscription_disable('sub', true)`); err != nil {
+	if err := p.sql(ctx, p.at.DSN(p.db), "$TARGET", `SELECT pglogical.alter_subscription_disable('sub', true)`); err != nil {
 		return err
 	}
 	return p.bed.idle(ctx, p)

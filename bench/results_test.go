@@ -72,6 +72,11 @@ func TestVerdicts(t *testing.T) {
 		{Aim{Limit: 0.85, Measured: five(0.86)}, "**not met**"},
 		{Aim{Limit: 2, AtLeast: true, Measured: five(2)}, "met"},
 		{Aim{Limit: 2, AtLeast: true, Measured: five(1.99)}, "**not met**"},
+		// Rounds on both sides of the bound: luck decides.
+		{Aim{Limit: 1.05, Measured: SpreadOf([]float64{0.79, 1, 1.04, 1.1, 1.24})}, "met, within the noise"},
+		{Aim{Limit: 2, AtLeast: true, Measured: SpreadOf([]float64{1.34, 1.6, 1.7, 1.9, 2.26})}, "**not met**, within the noise"},
+		{Aim{Limit: 2, AtLeast: true, Measured: SpreadOf([]float64{1, 3})}, "met (n = 2), within the noise"},
+		{Aim{Limit: 2, Measured: SpreadOf([]float64{1, 1, 1, 1, 2})}, "met"},
 	} {
 		if got := c.aim.Verdict(); got != c.want {
 			t.Errorf("%+v: %s, want %s", c.aim, got, c.want)

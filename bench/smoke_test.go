@@ -139,6 +139,22 @@ func TestSmoke(t *testing.T) {
 			t.Errorf("the report does not have %q", line)
 		}
 	}
+	// The commands are those that ran.
+	for _, line := range []string{
+		"$TARGET1: CREATE SUBSCRIPTION \"d_text\" CONNECTION '$SOURCE' PUBLICATION bench WITH (slot_name = \"d_text\")\n",
+		"$TARGET1: ALTER SUBSCRIPTION \"d_text\" DISABLE\n# the source has written the backlog\n$TARGET1: ALTER SUBSCRIPTION \"d_text\" ENABLE\n```",
+		"rehome start-replication --from '$SOURCE' --to '$REHOME/d1' --include 'public.*'\n",
+		"rehome pause-replication --db d1\n# the source has written the backlog\nrehome resume-replication --db d1\n```",
+		"**" + large + ": " + backlogName + "**\n\n```\n$SOURCE: INSERT INTO bulk SELECT ", "-- $1 = 1000, $2 = 2000\n",
+		"$SOURCE and $TARGET1, at once: SELECT count(*), coalesce(sum(hashtextextended(t::text, 0)), 0)::text FROM \"documents\" t\n",
+	} {
+		if !strings.Contains(report, line) {
+			t.Errorf("the report does not have %q", line)
+		}
+	}
+	if _, commands, _ := strings.Cut(report, "\n## Commands\n"); strings.Contains(commands, "…") {
+		t.Errorf("the commands are not those that ran:\n%s", commands)
+	}
 	if got := b.Results.Spread(verifyLoaded, rehomeName, Value(loadReached)); got.Median <= 0 {
 		t.Errorf("verified under a load of %v", got)
 	}
@@ -158,7 +174,7 @@ func TestSmokeOfAll(t *testing.T) {
 		verifyAtRest:     {rehomeName, digestName}, verifyLoaded: {rehomeName, digestName},
 	}
 	for _, l := range append(smallBacklogs(smokeScale), tpcbBacklog(smokeScale)) {
-		want[drainCase(l)] = []string{nativeName, readerName, rehomeShards(1)}
+		want[drainCase(l)] = []string{nativeName, readerName, decoderName, rehomeShards(1)}
 	}
 	want[latencyCase] = []string{nativeName, rehomeShards(1)}
 	for _, l := range limits {

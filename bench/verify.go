@@ -112,7 +112,9 @@ func (w *verifyWorkload) digest(ctx context.Context, r *Run, source, target tena
 	if err := r.Begin(); err != nil {
 		return err
 	}
-	r.Note("at both sides at once, one table after the other: " + digestSQL("…"))
+	for _, t := range w.data.Tables {
+		r.Note("$SOURCE and $TARGET1, at once: " + digestSQL(t))
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	for _, dsn := range []tenant.DSN{source, target} {
 		g.Go(func() error {
