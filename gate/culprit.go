@@ -1,8 +1,10 @@
 package gate
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -145,7 +147,7 @@ func (a *Attempt) blame(found []Culprit) {
 	a.culprits = Blame(a.culprits, found)
 }
 
-// Blame adds culprits to a list, the latest look at each.
+// Blame adds culprits to a list, the latest look at each, and puts the longest transaction first.
 func Blame(list, found []Culprit) []Culprit {
 next:
 	for _, c := range found {
@@ -157,10 +159,11 @@ next:
 		}
 		list = append(list, c)
 	}
+	slices.SortStableFunc(list, func(a, b Culprit) int { return cmp.Compare(b.Age, a.Age) })
 	return list
 }
 
-// Culprits names who was in the way of the locks, in the order seen.
+// Culprits names who was in the way of the locks, the longest transaction first: a writer may be in the way for a moment too.
 func (a *Attempt) Culprits() []Culprit {
 	a.mu.Lock()
 	defer a.mu.Unlock()

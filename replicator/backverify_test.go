@@ -40,7 +40,7 @@ func (b *backRig) write(ctx context.Context, shard int, done *atomic.Int64) erro
 	defer func() { _ = c.Close(context.WithoutCancel(ctx)) }()
 	realms := b.realmsOf(shard, 3)
 	for i := 0; ctx.Err() == nil; i++ {
-		id := int64(shard)*1_000_000 + int64(i)
+		id := int64(shard+1)*1_000_000 + int64(i) // beyond the rows that were copied
 		for _, q := range []struct {
 			sql  string
 			args []any

@@ -81,7 +81,7 @@ func disturb(ctx context.Context, c *pgx.Conn, rnd *rand.Rand) error {
 			fmt.Sprintf(`UPDATE ints SET code = -code - 100000 WHERE id = %d AND code < -100000`, id),
 		}
 	case 2:
-		statements = []string{fmt.Sprintf(`UPDATE uuids SET id = md5('%d')::uuid, n = n + 1 WHERE id = (SELECT id FROM uuids ORDER BY md5(id::text || '%d') LIMIT 1)`, fresh, fresh)}
+		statements = []string{fmt.Sprintf(`UPDATE uuids SET id = md5('%d')::uuid, n = n + 1 WHERE id = (SELECT id FROM uuids WHERE id > md5('from %d')::uuid ORDER BY id LIMIT 1)`, fresh, fresh)}
 	case 3:
 		statements = []string{
 			fmt.Sprintf(`UPDATE pairs SET realm_id = 63 - realm_id, id = id + 1000000, n = n + 1 WHERE realm_id = %d AND id %% 50 = %d AND id < 100000`, rnd.IntN(64), rnd.IntN(50)),
@@ -108,7 +108,7 @@ func disturb(ctx context.Context, c *pgx.Conn, rnd *rand.Rand) error {
 	case 7:
 		statements = []string{
 			fmt.Sprintf(`DELETE FROM ints WHERE id = %d`, id),
-			fmt.Sprintf(`DELETE FROM uuids WHERE id = (SELECT id FROM uuids ORDER BY md5(id::text || '%d') LIMIT 1)`, fresh),
+			fmt.Sprintf(`DELETE FROM uuids WHERE id = (SELECT id FROM uuids WHERE id > md5('%d')::uuid ORDER BY id LIMIT 1)`, fresh),
 			fmt.Sprintf(`INSERT INTO emptied VALUES (%d, '%s')`, 100+rnd.IntN(2700), realm),
 		}
 	case 8:

@@ -246,7 +246,7 @@ func TestAheadCopies(t *testing.T) {
 	r.verifyClean(e)
 	r.ranAhead(e, 1)
 	r.sameRows()
-	if n := e.CopiedRows(); n < 30_000 { // not those of groups of several tables
+	if n := e.CopiedRows(); n < 10_000 { // of 76,000: not those of groups of several tables, nor of the small groups that a slow source brings
 		t.Errorf("%d rows were copied", n)
 	}
 }

@@ -80,7 +80,7 @@ func NewCopier(ctx context.Context, dsn tenant.DSN, table tenant.TableName, colu
 		return nil, err
 	}
 	return &Copier{
-		l:   &lane{conn: conn, prepared: map[string]*pgconn.StatementDescription{}, uncopied: new(uncopied)},
+		l:   &lane{conn: conn, prepared: map[string]*pgconn.StatementDescription{}, uncopied: new(tableSet), inOrder: new(tableSet)},
 		rel: &relation{name: table, table: &catalog.Table{Name: table}, columns: columns, arrays: arraysFit(columns), realm: -1},
 	}, nil
 }

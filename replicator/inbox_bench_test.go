@@ -15,7 +15,7 @@ func BenchmarkGroups(b *testing.B) {
 	rels := []*relation{testRelation(1), testRelation(2)}
 	rows := make([]pgoutput.Tuple, perGroup)
 	for i := range rows {
-		rows[i] = pgoutput.Tuple{text(fmt.Sprintf("key-%d", i)), text("a value"), text(`an "other" value`)}
+		rows[i] = pgoutput.Tuple{text(fmt.Sprintf("key-%d", i*7919%perGroup)), text("a value"), text(`an "other" value`)}
 	}
 	in := newInbox()
 	var plan runPlanner
@@ -37,6 +37,7 @@ func BenchmarkGroups(b *testing.B) {
 			b.Fatal(g, err)
 		}
 		for _, run := range plan.plan(g.changes) {
+			plan.sort(run)
 			_ = plan.setStatement(run)
 		}
 		in.done(g)

@@ -41,6 +41,7 @@ type expected struct {
 	change *change   // nil: one of our own statements
 	counts bool      // it must hit just as many rows as it names
 	set    int       // how many rows it names, when it stands for several changes; 0: one
+	sorted bool      // its rows are not in the source's order
 	parse  bool      // the answer to a Prepare
 	sync   bool      // the answer to a Sync
 	carry  *carry    // it returns these values
@@ -187,8 +188,9 @@ func (r *pipelineRun) set(ctx context.Context, run *changeRun) error {
 		}
 		return nil
 	}
+	sorted := r.arrange(run)
 	st := r.l.plan.setStatement(run)
-	if err := r.send(st, expected{change: run.rows[0], counts: !run.rows[0].anywhere, set: len(run.rows)}); err != nil {
+	if err := r.send(st, expected{change: run.rows[0], counts: !run.rows[0].anywhere, set: len(run.rows), sorted: sorted}); err != nil {
 		return err
 	}
 	if len(run.rows) >= flushRun {
@@ -297,10 +299,14 @@ func (r *pipelineRun) explain(w expected, err error) error {
 	if w.change == nil || IsRetryable(pe) {
 		return pe
 	}
+	conflicts := pe.Code == "23505" || pe.Code == "23P01"
+	if conflicts && w.sorted && w.change.op == opUpdate {
+		r.l.inOrder.add(w.change.rel.table.OID)
+	}
 	if w.change.op == opDDL {
 		return ddlFailed(r.l.shard.Name, w.change.ddl, pe)
 	}
-	if b := r.l.back; b != nil && b.several && (pe.Code == "23505" || pe.Code == "23P01") {
+	if b := r.l.back; b != nil && b.several && conflicts {
 		return &conflictError{row: w.change.rel.name.String() + " (" + w.change.rel.keyText(w.change) + ")", err: pe}
 	}
 	if pe.Code[:2] == "23" {

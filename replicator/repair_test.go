@@ -134,6 +134,9 @@ func (b *breaker) other(realm string) string {
 	return ""
 }
 
+// writersPause is between two rounds of a writer: enough of them to be in everybody's way, and most of the machine for the rest.
+const writersPause = 5 * time.Millisecond
+
 // writers changes rows that no fault concerns, until the test ends or stop is called.
 func (r *rig) writers() (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
@@ -141,7 +144,10 @@ func (r *rig) writers() (stop func()) {
 	for w := range 2 {
 		c := open(r.t, r.source)
 		wg.Go(func() {
+			tick := time.NewTicker(writersPause)
+			defer tick.Stop()
 			for i := 0; ctx.Err() == nil; i++ {
+				<-tick.C
 				for _, sql := range []string{
 					fmt.Sprintf(`UPDATE busy SET n = n + 1 WHERE id = %d`, (i*7+w)%200),
 					fmt.Sprintf(`INSERT INTO log VALUES ('r%d', 'w%d')`, i%20, w),

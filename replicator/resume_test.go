@@ -28,10 +28,10 @@ func (r *rig) copySome(n int) {
 func (r *rig) atShards(sql string, args ...any) []int64 {
 	r.t.Helper()
 	out := make([]int64, len(r.shards))
+	r.asking.Lock()
+	defer r.asking.Unlock()
 	for i, sh := range r.shards {
-		c := open(r.t, sh.DSN)
-		out[i] = scalar[int64](r.t, c, sql, args...)
-		_ = c.Close(r.t.Context())
+		out[i] = scalar[int64](r.t, r.asker(sh.DSN), sql, args...)
 	}
 	return out
 }

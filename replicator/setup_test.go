@@ -34,7 +34,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-const patience = 60 * time.Second
+const patience = 120 * time.Second
 
 // rig is a source, its shards, and an engine between them.
 type rig struct {
@@ -55,6 +55,9 @@ type rig struct {
 
 	throttle     tenant.Throttle
 	slotPatience time.Duration
+
+	asking sync.Mutex // of askers, see total
+	askers map[tenant.DSN]*pgx.Conn
 }
 
 // memory is a journal that lives as long as the test: what the control database keeps over a crash of the server.

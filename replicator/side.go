@@ -54,7 +54,7 @@ type sideOutcome struct {
 
 func newSide(a *ahead, of *lane) *side {
 	return &side{
-		a: a, l: &lane{shard: of.shard, replication: of.replication, epoch: of.epoch, pass: of.pass, in: newInbox(), prepared: map[string]*pgconn.StatementDescription{}, gifts: newAllowance(), uncopied: of.uncopied},
+		a: a, l: &lane{shard: of.shard, replication: of.replication, epoch: of.epoch, pass: of.pass, in: newInbox(), prepared: map[string]*pgconn.StatementDescription{}, gifts: newAllowance(), uncopied: of.uncopied, inOrder: of.inOrder},
 		turn: make(chan position, 1), out: make(chan sideOutcome, 1), settled: make(chan bool, 1),
 	}
 }

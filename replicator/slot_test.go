@@ -229,7 +229,7 @@ func TestSlotWaitsForATransaction(t *testing.T) {
 	eventually(t, "the blocker is shown", func() bool { return strings.Contains(e.Progress().Blocked, "nightly-report") })
 	r.waitPhase(tenant.Paused)
 	st := r.jour.phase()
-	for _, want := range []string{"within 6s", "pid " + strconv.Itoa(pid), "nightly-report", "open for 00:00:0", "query: SELECT pg_backend_pid()"} {
+	for _, want := range []string{"within 6s", "pid " + strconv.Itoa(pid), "nightly-report", "open for 00:0", "query: SELECT pg_backend_pid()"} {
 		if !strings.Contains(st.Reason, want) {
 			t.Errorf("no %q in %q", want, st.Reason)
 		}

@@ -46,6 +46,7 @@ type stream struct {
 	inTx     bool
 	watching bool       // the decision was for the target: the source must not write any more
 	commit   tenant.LSN // its commit position
+	xid      uint32     // its number, see visible
 	at       tenant.LSN // of what is being read, before the transaction's commit
 	skip     []bool     // per lane: the shard has it already
 	marker   string
@@ -230,6 +231,7 @@ func (s *stream) streamed(ctx context.Context, m *pgoutput.Message) error {
 	if err != nil {
 		return err
 	}
+	s.xid = m.XID
 	if err := s.begin(ctx, m.LSN, m.Time); err != nil {
 		return err
 	}
@@ -294,6 +296,7 @@ func (s *stream) keepalive(end tenant.LSN) {
 func (s *stream) message(ctx context.Context, m *pgoutput.Message) error {
 	switch m.Kind {
 	case pgoutput.Begin:
+		s.xid = m.XID
 		return s.begin(ctx, m.LSN, m.Time)
 	case pgoutput.Commit:
 		return s.commitTx(ctx, m)

@@ -33,7 +33,7 @@ func (e *Engine) streamOnce(ctx context.Context) error {
 	defer s.close()
 	for _, sh := range e.cfg.Shards {
 		l := &lane{
-			shard: sh, replication: e.cfg.Replication, epoch: e.cfg.Epoch, pass: e.cfg.Pass.Reveal(), in: newInbox(), uncopied: new(uncopied),
+			shard: sh, replication: e.cfg.Replication, epoch: e.cfg.Epoch, pass: e.cfg.Pass.Reveal(), in: newInbox(), uncopied: new(tableSet), inOrder: new(tableSet),
 			back: e.cfg.back, onMarker: e.markerApplied, onDurable: func() { signal(s.ackNow) }, acked: s.ack, onlyOurs: s.onlyOurs,
 		}
 		if err := l.open(ctx); err != nil {

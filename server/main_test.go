@@ -31,7 +31,7 @@ const (
 	admin      = "admin@example.com"
 	owner      = "owner@example.com"
 	// patience is how long a test waits for what should take milliseconds, on a busy machine.
-	patience = 30 * time.Second
+	patience = 90 * time.Second
 )
 
 var cluster *pgcluster.Cluster

@@ -65,7 +65,7 @@ func (r *crashRig) clean(after string) {
 // itself each time, and both sides are equal.
 func TestEverythingDiesOnce(t *testing.T) {
 	t.Parallel()
-	r := newCrashRig(t, 4)
+	r := newCrashRig(t, 2)
 	load := r.load()
 	r.mustApproved(r.args...)
 	r.waitPhase(tenant.Copying, tenant.CatchingUp)

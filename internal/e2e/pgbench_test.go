@@ -112,7 +112,11 @@ func TestPgbench(t *testing.T) {
 		t.Fatal("preflight changed the source")
 	}
 
-	load := startPgbench(t, source, src, "-n", "-c", "8", "-j", "2", "-T", strconv.Itoa(seconds))
+	how := []string{"-n", "-c", "8", "-j", "2", "-T", strconv.Itoa(seconds)}
+	if os.Getenv("REHOME_PGBENCH_SCALE") == "" {
+		how = append(how, "-R", "300") // beside other tests; at full speed by make pgbench
+	}
+	load := startPgbench(t, source, src, how...)
 	args := moveArgs("start-replication", src.Reveal(), to, append([]string{"--realm-key", "bid", "--fix-identity"}, accepted...)...)
 	inst.mustApproved(args...)
 	inst.waitPhase(tenant.InSync)

@@ -15,6 +15,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/rehomedb/rehome/tenant"
 )
 
@@ -65,7 +67,8 @@ type Cluster struct {
 	standby  bool   // it was made as a standby; read-only sessions are welcome
 
 	mu      sync.Mutex
-	process *process // nil while stopped
+	process *process    // nil while stopped
+	kept    []*pgx.Conn // see admin
 }
 
 // Start initialises a cluster and starts it. It returns when the server accepts connections. The context bounds the

@@ -91,11 +91,11 @@ func (c *Cluster) dropDatabase(ctx context.Context, name string) error {
 	const endSessions = `
 		SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE database = $1 AND active_pid IS NOT NULL`
 	const none = `SELECT 1 / (count(*) = 0)::int FROM pg_replication_slots WHERE database = $1`
-	conn, err := c.connect(ctx)
+	conn, err := c.admin(ctx)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = conn.Close(ctx) }() // what was done is what counts
+	defer c.keep(conn)
 	exec := func(sql string, args ...any) error {
 		_, err := conn.Exec(ctx, sql, args...)
 		return err
@@ -121,20 +121,45 @@ func (c *Cluster) dropDatabase(ctx context.Context, name string) error {
 
 // exec runs one statement in the maintenance database.
 func (c *Cluster) exec(ctx context.Context, sql string, args ...any) error {
-	conn, err := c.connect(ctx)
+	conn, err := c.admin(ctx)
 	if err != nil {
 		return err
 	}
+	defer c.keep(conn)
 	_, err = conn.Exec(ctx, sql, args...)
-	_ = conn.Close(ctx) // the statement's outcome is what counts
 	return err
 }
 
-// connect opens a session in the maintenance database.
-func (c *Cluster) connect(ctx context.Context) (*pgx.Conn, error) {
+// admin is a session in the maintenance database: one that was kept and still answers, or a new one.
+func (c *Cluster) admin(ctx context.Context) (*pgx.Conn, error) {
+	for {
+		c.mu.Lock()
+		n := len(c.kept)
+		if n == 0 {
+			c.mu.Unlock()
+			break
+		}
+		conn := c.kept[n-1]
+		c.kept = c.kept[:n-1]
+		c.mu.Unlock()
+		if conn.Ping(ctx) == nil {
+			return conn, nil
+		}
+		_ = conn.Close(ctx) // of a server that was restarted
+	}
 	conn, err := pgx.Connect(ctx, c.DSN("postgres").Reveal())
 	if err != nil {
 		return nil, fmt.Errorf("connect to the test's cluster: %w", err)
 	}
 	return conn, nil
+}
+
+// keep puts a session aside for the next one who needs it: to open one costs a quarter of what making a database does.
+func (c *Cluster) keep(conn *pgx.Conn) {
+	if conn.IsClosed() {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.kept = append(c.kept, conn)
 }

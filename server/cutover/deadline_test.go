@@ -30,7 +30,7 @@ func missed(t *testing.T, w *world, inTheWay func() (named []string, free func()
 		begin()
 	}
 	start := time.Now()
-	const pause = 1500 * time.Millisecond
+	const pause = 3 * time.Second
 	rep, err := w.coordinator(t, func(step string) error {
 		if at != nil && step == cutover.StepPrelock { // after the preflight, before the pause
 			begin()

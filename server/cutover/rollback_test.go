@@ -245,7 +245,7 @@ func TestRollbackDeathAtEveryStep(t *testing.T) {
 						return death
 					}
 					return nil
-				}).Rollback(t.Context(), w.job, cutover.Attempt{ID: "dying", MaxPause: 4 * time.Second})
+				}).Rollback(t.Context(), w.job, cutover.Attempt{ID: "dying", MaxPause: 10 * time.Second})
 				if !errors.Is(err, death) {
 					t.Fatalf("the coordinator did not die: %v", err)
 				}

@@ -31,7 +31,7 @@ import (
 // Two servers: both are shards; the control database is at the one, the sources are at the other.
 var own, other *pgcluster.Cluster
 
-const patience = 30 * time.Second
+const patience = 90 * time.Second
 
 func TestMain(m *testing.M) {
 	var err error
