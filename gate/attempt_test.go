@@ -88,7 +88,7 @@ func TestVanishedCoordinatorLeavesTheSourceOpen(t *testing.T) {
 			if !accepts(t, connect(t, s.client)) { // waits for the fence to fall
 				t.Error("the source is closed")
 			}
-			if d := time.Since(start); d > pause+time.Second {
+			if d := time.Since(start); d > pause+stall {
 				t.Errorf("the fence fell after %s, the pause was %s", d, pause)
 			}
 			state, err := gate.Resolve(ctx, s.owner, 1)
@@ -114,7 +114,7 @@ func TestResolveEndsWhoeverHoldsTheGate(t *testing.T) {
 	start := time.Now()
 	state, err := gate.Resolve(ctx, s.owner, 1)
 	must(t, err)
-	if state != (gate.State{Epoch: 3, Side: gate.SideSource}) || time.Since(start) > 5*time.Second {
+	if state != (gate.State{Epoch: 3, Side: gate.SideSource}) || time.Since(start) > stall {
 		t.Errorf("resolved to %+v in %s", state, time.Since(start))
 	}
 	if err := a.Commit(ctx); err == nil {
@@ -224,7 +224,7 @@ func TestLongTransactionFailsTheFenceAndStarvesNobody(t *testing.T) {
 	stop, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var g errgroup.Group
-	var longest [2]time.Duration
+	var took [2]waits
 	var count [2]int
 	for i, sql := range []string{"UPDATE accounts SET balance = balance + 1 WHERE id = 1", "INSERT INTO app.events (at) VALUES ('2026-03-03')"} {
 		conn := connect(t, s.client)
@@ -234,8 +234,12 @@ func TestLongTransactionFailsTheFenceAndStarvesNobody(t *testing.T) {
 				if _, err := conn.Exec(ctx, sql); err != nil {
 					return err
 				}
-				longest[i] = max(longest[i], time.Since(start))
+				took[i].add(time.Since(start))
 				count[i]++
+				select {
+				case <-stop.Done():
+				case <-time.After(2 * time.Millisecond): // the machine is shared
+				}
 			}
 			return nil
 		})
@@ -243,14 +247,14 @@ func TestLongTransactionFailsTheFenceAndStarvesNobody(t *testing.T) {
 	a := open(t, s, 1)
 	must(t, a.Prelock(ctx))
 	start := time.Now()
-	const pause = 3 * time.Second
+	const pause = 2 * stall
 	err := a.Fence(ctx, start.Add(pause))
-	took := time.Since(start)
+	tried := time.Since(start)
 	a.Rollback(ctx)
 	cancel()
 	must(t, g.Wait())
-	if !errors.Is(err, gate.ErrNotFenced) || took > pause+500*time.Millisecond {
-		t.Errorf("fence: %v after %s", err, took)
+	if !errors.Is(err, gate.ErrNotFenced) || tried > pause+stall {
+		t.Errorf("fence: %v after %s", err, tried)
 	}
 	named := false
 	for _, c := range a.Culprits() {
@@ -262,11 +266,9 @@ func TestLongTransactionFailsTheFenceAndStarvesNobody(t *testing.T) {
 	if !named {
 		t.Error("the long transaction is not named")
 	}
-	t.Logf("%d tries; writers' longest waits %v, statements %v", a.Tries(), longest, count)
-	for i := range longest {
-		if longest[i] > 900*time.Millisecond {
-			t.Errorf("a writer waited %s", longest[i])
-		}
+	t.Logf("%d tries, statements %v", a.Tries(), count)
+	for i := range took {
+		took[i].check(t)
 	}
 	if a.Tries() < 3 {
 		t.Errorf("only %d tries", a.Tries())

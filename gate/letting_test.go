@@ -3,7 +3,6 @@ package gate_test
 import (
 	"context"
 	"testing"
-	"time"
 
 	"github.com/rehomedb/rehome/gate"
 )
@@ -22,6 +21,8 @@ func TestFollowLetsGoOfAClientsLocks(t *testing.T) {
 	first, last := tables[0].Name.Quoted(), tables[len(tables)-1].Name.Quoted()
 
 	client := connect(t, s.admin)
+	// A server that found the deadlock would do so long after the test, however long the machine stands.
+	exec(t, client, "ALTER ROLE "+s.ownerName+" SET deadlock_timeout = '10min'; SET deadlock_timeout = '10min'")
 	exec(t, client, `BEGIN; LOCK TABLE ONLY `+last+` IN ROW EXCLUSIVE MODE`)
 	follower, err := gate.ShardSession(ctx, s.owner)
 	must(t, err)
@@ -29,25 +30,23 @@ func TestFollowLetsGoOfAClientsLocks(t *testing.T) {
 	prelocked, err := gate.PrepareFollow(ctx, follower)
 	must(t, err)
 	type answer struct {
-		hit  bool
-		took time.Duration
-		err  error
+		hit bool
+		err error
 	}
 	done := make(chan answer, 1)
 	go func() {
-		began := time.Now()
 		hit, err := prelocked.Follow(ctx, gate.State{Epoch: 2, Side: gate.SideTarget})
-		done <- answer{hit, time.Since(began), err}
+		done <- answer{hit, err}
 	}()
 	look := connect(t, s.admin)
 	for waits := false; !waits; {
 		must(t, look.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_locks WHERE pid = $1 AND NOT granted)`, follower.PgConn().PID()).Scan(&waits))
 	}
-	exec(t, client, `LOCK TABLE ONLY `+first+` IN ROW EXCLUSIVE MODE; COMMIT`) // fails with a deadlock if nobody lets go
+	exec(t, client, `LOCK TABLE ONLY `+first+` IN ROW EXCLUSIVE MODE; COMMIT`) // if nobody lets go, not before the follower's time is over
 	a := <-done
 	must(t, a.err)
-	if !a.hit || a.took > 800*time.Millisecond { // the server's deadlock_timeout is a second
-		t.Errorf("opened: %v, after %s", a.hit, a.took)
+	if !a.hit {
+		t.Error("it was not opened")
 	}
 	exec(t, client, `UPDATE accounts SET balance = 1 WHERE id = 1`)
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -106,6 +107,32 @@ func exec(t *testing.T, conn *pgx.Conn, sql string) {
 	t.Helper()
 	if _, err := conn.PgConn().Exec(t.Context(), sql).ReadAll(); err != nil {
 		t.Fatalf("%s: %v", sql, err)
+	}
+}
+
+// stall is more than a busy machine lets a statement stand, and less than one waits that a fence lets wait until its end.
+const stall = 5 * time.Second
+
+// waits are a writer's statements that waited while a fence was tried for.
+type waits []time.Duration
+
+func (w *waits) add(took time.Duration) {
+	if took > 50*time.Millisecond { // the others met no try
+		*w = append(*w, took)
+	}
+}
+
+// check: a try of the fence, 0.4 s at most, lets a writer wait no longer. One statement may meet a stall of the machine.
+func (w *waits) check(t *testing.T) {
+	t.Helper()
+	slices.Sort(*w)
+	if len(*w) == 0 {
+		t.Fatal("no writer met a try of the fence")
+	}
+	half, longest := (*w)[len(*w)/2], (*w)[len(*w)-1]
+	t.Logf("%d waits of a writer, half of them to %s, the longest %s", len(*w), half, longest)
+	if half > 900*time.Millisecond || longest > stall {
+		t.Errorf("a writer waited %s, half of the time %s", longest, half)
 	}
 }
 

@@ -188,7 +188,7 @@ func TestDeathAtEveryStep(t *testing.T) {
 						return death
 					}
 					return nil
-				}).Run(t.Context(), w.job, w.stream, cutover.Attempt{ID: "dying", MaxPause: 4 * time.Second})
+				}).Run(t.Context(), w.job, w.stream, cutover.Attempt{ID: "dying", MaxPause: 10 * time.Second})
 				if !errors.Is(err, death) {
 					t.Fatalf("the coordinator did not die: %v", err)
 				}

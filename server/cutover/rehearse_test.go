@@ -127,7 +127,7 @@ func TestDeathDuringARehearsal(t *testing.T) {
 					return cutover.ErrKilled
 				}
 				return nil
-			}).Run(t.Context(), w.job, w.stream, cutover.Attempt{ID: "dying", Rehearse: true, MaxPause: 3 * time.Second})
+			}).Run(t.Context(), w.job, w.stream, cutover.Attempt{ID: "dying", Rehearse: true, MaxPause: 10 * time.Second})
 			if err == nil {
 				t.Fatal("the coordinator did not die")
 			}

@@ -205,7 +205,7 @@ func fencing(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-// begun KIND: waits until a worker has begun a command of this kind.
+// begun KIND: waits until a worker is at work on a command of this kind.
 func begun(ts *testscript.TestScript, _ bool, args []string) {
 	ctx, cancel := context.WithTimeout(context.Background(), startWithin)
 	defer cancel()
@@ -215,10 +215,10 @@ func begun(ts *testscript.TestScript, _ bool, args []string) {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for found := false; !found; {
-		ts.Check(conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM rehome_control.replication_commands WHERE kind = $1 AND started_at IS NOT NULL)`, args[0]).Scan(&found))
+		ts.Check(conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM rehome_control.replication_commands WHERE kind = $1 AND started_at IS NOT NULL AND finished_at IS NULL)`, args[0]).Scan(&found))
 		select {
 		case <-ctx.Done():
-			ts.Fatalf("no %s is begun", args[0])
+			ts.Fatalf("no %s is worked on", args[0])
 		case <-tick.C:
 		}
 	}
