@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -227,34 +226,26 @@ type tableNow struct {
 	identity         []int16 // attnum of the columns of its replica identity
 }
 
-// visiblePoll is how often the source is asked whether a transaction can be seen there.
-const visiblePoll = 10 * time.Millisecond
-
-// visible waits until others at the source see the transaction that is being read. A walsender sends it once its commit is on disk,
-// which is before that: by a moment, or, where commits wait for a synchronous standby, by as long as that takes. A transaction
-// holds the lock of its own number until it can be seen (CommitTransaction of xact.c).
-func (s *stream) visible(ctx context.Context, c *pgx.Conn) error {
-	for {
-		var commits bool
-		err := c.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'transactionid' AND granted AND transactionid = $1::text::xid)`,
-			strconv.FormatUint(uint64(s.xid), 10)).Scan(&commits)
-		if err != nil || !commits {
-			return err
-		}
-		if err := wait(ctx, visiblePoll); err != nil {
-			return err
-		}
-	}
+// unseen reports whether others at the source do not see yet the transaction that is being read. A walsender sends it once its
+// commit is on disk, which is before that: by a moment, or, where commits wait for a synchronous standby, by as long as that takes.
+// A transaction holds the lock of its own number until it can be seen (CommitTransaction of xact.c).
+func (s *stream) unseen(ctx context.Context, c *pgx.Conn) (commits bool, err error) {
+	err = c.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'transactionid' AND granted AND transactionid = $1::text::xid)`,
+		strconv.FormatUint(uint64(s.xid), 10)).Scan(&commits)
+	return commits, err
 }
 
+// lookUp asks the source what has become of a table that the transaction being read has made or changed. While nobody else sees
+// that transaction nobody can have dropped or mended its table: it is not waited for, since the standby that the commit waits
+// for may be this very stream, which says what it has only when the transaction is applied.
 func (s *stream) lookUp(ctx context.Context, oid uint32) (now tableNow, err error) {
 	c, err := s.e.src.conn(ctx, "watch")
 	if err != nil {
 		return now, err
 	}
 	defer closeSoon(c)
-	if err := s.visible(ctx, c); err != nil {
-		return now, err
+	if commits, err := s.unseen(ctx, c); err != nil || commits {
+		return tableNow{there: commits}, err
 	}
 	err = c.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_class WHERE oid = $1), EXISTS (SELECT FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid
 			WHERE r.prrelid = $1 AND p.pubname = $2),
