@@ -33,22 +33,22 @@ func (s *Server) newDoctor() *doctor.Doctor {
 
 // examine compares the control database with what is there; nothing changes.
 func (s *Server) examine(ctx context.Context, _ *struct{}) (*doctorOutput, error) {
-	ctx, cancel := context.WithTimeout(ctx, doctorTimeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, doctorTimeout, tookTooLong("the examination", doctorTimeout))
 	defer cancel()
 	r, err := s.newDoctor().Examine(ctx)
 	if err != nil {
-		return nil, err
+		return nil, ownTime(ctx, err)
 	}
 	return &doctorOutput{Body: r}, nil
 }
 
 // repair performs the repairs that are safe.
 func (s *Server) repair(ctx context.Context, _ *struct{}) (*doctorOutput, error) {
-	ctx, cancel := context.WithTimeout(ctx, doctorFixTimeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, doctorFixTimeout, tookTooLong("the repair", doctorFixTimeout))
 	defer cancel()
 	r, err := s.newDoctor().Fix(ctx)
 	if err != nil {
-		return nil, err
+		return nil, ownTime(ctx, err)
 	}
 	note(ctx, "repairs", r.Repairs)
 	note(ctx, "left", len(r.Findings))

@@ -23,13 +23,18 @@ const (
 	maxIdempotencyKey = 255
 	// idempotencyKept is how long an answer can be asked for again.
 	idempotencyKept = 24 * time.Hour
-	// idempotencyTakeover is when a request without an answer counts as lost with its server. What it may have done is
-	// guarded by its own means: codes are single use, names are unique.
+	// idempotencyTakeover is when a request without an answer counts as lost although its server is there: no handler works
+	// so long. What it may have done is guarded by its own means: codes are single use, names are unique.
 	idempotencyTakeover = 10 * time.Minute
+	// idempotencyAway is how long the gateway's lease of a server must be over until its requests count as lost with it: a
+	// slow moment of the control database ends leases too.
+	idempotencyAway = 10 * time.Second
 	// idempotencyWait is how long a repeated request waits for the first one's answer: a client repeats what it lost the
 	// answer of, usually because of a connection, while the first is still worked on.
 	idempotencyWait = 8 * time.Second
 	idempotencyPoll = 200 * time.Millisecond
+	// keepPause is before an answer is kept once more, when the control database was away.
+	keepPause = time.Second
 	// purposeIdempotency seals kept answers: some of them carry a secret that is shown once.
 	purposeIdempotency = "idempotent-answer"
 )
@@ -101,13 +106,15 @@ func (s *Server) idempotent(next http.Handler) http.Handler {
 	})
 }
 
-// claimKey takes the key for this request, or finds the answer of an earlier one.
+// claimKey takes the key for this request, or finds the answer of an earlier one. It takes over from a server that has gone: one
+// without a lease, and a former start of this one.
 func (s *Server) claimKey(ctx context.Context, client, key string, hash []byte) (int, *keptAnswer, error) {
 	now := s.cfg.Now()
-	tag, err := s.pool.Exec(ctx, `INSERT INTO rehome_control.idempotency_keys AS k (client, key, request_hash, created_at) VALUES ($1,$2,$3,$4)
-		ON CONFLICT (client, key) DO UPDATE SET created_at = $4, request_hash = $3, status = NULL, response = NULL
-		WHERE k.created_at < $5 OR (k.status IS NULL AND k.request_hash = $3 AND k.created_at < $6)`,
-		client, key, hash, now, now.Add(-idempotencyKept), now.Add(-idempotencyTakeover))
+	tag, err := s.pool.Exec(ctx, `INSERT INTO rehome_control.idempotency_keys AS k (client, key, request_hash, created_at, server) VALUES ($1,$2,$3,$4,$7)
+		ON CONFLICT (client, key) DO UPDATE SET created_at = $4, request_hash = $3, server = $7, status = NULL, response = NULL
+		WHERE k.created_at < $5 OR (k.status IS NULL AND k.request_hash = $3 AND (k.created_at < $6 OR (k.server = $7 AND k.created_at < $8)
+			OR NOT EXISTS (SELECT FROM rehome_control.gateways g WHERE g.server = k.server AND g.lease_expires_at > clock_timestamp() - make_interval(secs => $9))))`,
+		client, key, hash, now, now.Add(-idempotencyKept), now.Add(-idempotencyTakeover), s.name, s.started, idempotencyAway.Seconds())
 	if err != nil {
 		return 0, nil, fmt.Errorf("claim the idempotency key: %w", err)
 	}
@@ -138,24 +145,32 @@ func (s *Server) claimKey(ctx context.Context, client, key string, hash []byte) 
 	return *status, &answer, nil
 }
 
-// keepAnswer keeps what was answered, or gives the key back when asking again makes sense.
+// keepAnswer keeps what was answered, or gives the key back when asking again makes sense. While the control database is away it
+// tries again: a key without an answer has the client wait.
 func (s *Server) keepAnswer(ctx context.Context, client, key string, rec *recorder) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), auditTimeout)
 	defer cancel()
-	var err error
-	if rec.status == 0 || rec.status >= http.StatusInternalServerError || rec.status == http.StatusTooManyRequests {
-		_, err = s.pool.Exec(ctx, `DELETE FROM rehome_control.idempotency_keys WHERE client = $1 AND key = $2`, client, key)
-	} else {
-		var plain []byte
-		plain, err = json.Marshal(keptAnswer{ContentType: rec.Header().Get("Content-Type"), Body: rec.body.Bytes()})
-		if err == nil {
-			_, err = s.pool.Exec(ctx, `UPDATE rehome_control.idempotency_keys SET status = $3, response = $4 WHERE client = $1 AND key = $2`,
-				client, key, rec.status, s.box.Seal(purposeIdempotency, string(plain)))
-		}
+	err := s.keepOnce(ctx, client, key, rec)
+	for err != nil && s.pause(ctx, keepPause) {
+		err = s.keepOnce(ctx, client, key, rec)
 	}
 	if err != nil {
 		s.log.WarnContext(ctx, "keep an idempotent answer", "error", err)
 	}
+}
+
+func (s *Server) keepOnce(ctx context.Context, client, key string, rec *recorder) error {
+	if rec.status == 0 || rec.status >= http.StatusInternalServerError || rec.status == http.StatusTooManyRequests {
+		_, err := s.pool.Exec(ctx, `DELETE FROM rehome_control.idempotency_keys WHERE client = $1 AND key = $2 AND status IS NULL`, client, key)
+		return err
+	}
+	plain, err := json.Marshal(keptAnswer{ContentType: rec.Header().Get("Content-Type"), Body: rec.body.Bytes()})
+	if err != nil {
+		return err
+	}
+	_, err = s.pool.Exec(ctx, `UPDATE rehome_control.idempotency_keys SET status = $3, response = $4 WHERE client = $1 AND key = $2`,
+		client, key, rec.status, s.box.Seal(purposeIdempotency, string(plain)))
+	return err
 }
 
 // recorder passes an answer on and keeps a copy.

@@ -46,6 +46,16 @@ func TestIdempotency(t *testing.T) {
 	// A request that is still worked on.
 	b.exec(`UPDATE rehome_control.idempotency_keys SET status = NULL, response = NULL WHERE key = 'once'`)
 	b.refused(b.do("POST", "/v1/clients", req, nil, key), 409, tenant.KindConflict, "request-in-progress")
+	// One whose server has gone: nobody works on it any more.
+	for _, gone := range []string{`server = 'another'`, `created_at = '` + b.started.Add(-time.Minute).Format(time.RFC3339) + `'`} {
+		b.exec(`UPDATE rehome_control.idempotency_keys SET status = NULL, response = NULL, ` + gone + ` WHERE key = 'once'`)
+		if a := b.must("POST", "/v1/clients", req, nil, key); a.header.Get("Idempotent-Replayed") != "" || bytes.Equal(a.body, first.body) {
+			t.Errorf("%s: answered %s", gone, a.body)
+		}
+		if a := b.must("POST", "/v1/clients", req, nil, key); a.header.Get("Idempotent-Replayed") == "" {
+			t.Errorf("%s: done once more", gone)
+		}
+	}
 	b.refused(b.do("POST", "/v1/clients", req, nil, withHeader("Idempotency-Key", strings.Repeat("k", 300))), 422, tenant.KindInvalid, "bad-idempotency-key")
 	b.clock.advance(idempotencyKept + time.Hour)
 	if err := b.prune(t.Context()); err != nil {

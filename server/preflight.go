@@ -94,7 +94,7 @@ func checkSource(from string) (tenant.DSN, error) {
 
 // check runs the preflight of a plan.
 func (s *Server) check(ctx context.Context, source tenant.DSN, t target, o tenant.ReplicationOptions) (preflight.Report, error) {
-	ctx, cancel := context.WithTimeout(ctx, preflightTimeout)
+	ctx, cancel := context.WithTimeoutCause(ctx, preflightTimeout, tookTooLong("the preflight", preflightTimeout))
 	defer cancel()
 	in := preflight.Input{Source: source, Options: o.WithDefaults(), Logger: s.log}
 	for _, name := range t.placement.Shards() {
@@ -107,7 +107,7 @@ func (s *Server) check(ctx context.Context, source tenant.DSN, t target, o tenan
 	in.Shards = len(in.Targets)
 	r, err := preflight.Check(ctx, in)
 	if err != nil {
-		return r, fmt.Errorf("preflight: %w", err)
+		return r, fmt.Errorf("preflight: %w", ownTime(ctx, err))
 	}
 	if f := s.checkGate(ctx, source); f != nil {
 		r.Findings = append(r.Findings, *f)

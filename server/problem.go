@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -71,6 +72,20 @@ func known(err error) *tenant.Error {
 		return &tenant.Error{Kind: tenant.KindUnavailable, Code: "database-unreachable", Message: "a Postgres server that is needed cannot be reached", Hint: "see /readyz and the server's log for the request id", Err: err}
 	}
 	return &tenant.Error{Kind: tenant.KindInternal, Code: codeInternal, Message: "something failed that should not", Hint: "the server's log tells more; look for the request id", Err: err}
+}
+
+// tookTooLong is the end of the time that an operation has by itself. Unlike a slow moment ("timed-out") it is not tried again: the
+// next would take as long.
+func tookTooLong(what string, within time.Duration) error {
+	return tenant.Errorf(tenant.KindUnavailable, "took-too-long", "see the server's log for the request id, and whether the databases answer", "%s did not end within %s", what, within)
+}
+
+// ownTime is an error of an operation, or tookTooLong where that is why it failed.
+func ownTime(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil && errors.Is(err, context.DeadlineExceeded) {
+		return cause
+	}
+	return err
 }
 
 // whyCancelled is an error of a request's work, or who gave the request up when that is why it failed: this server that stops, or

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"testing"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
@@ -31,6 +32,7 @@ func TestRetryAfter(t *testing.T) {
 		{errKeyBusy, "1"},
 		{tenant.Errorf(tenant.KindUnauthorised, codeRateLimited, "", "too many tries"), "60"},
 		{tenant.Errorf(tenant.KindConflict, "wrong-phase", "", "it does not fit"), ""},
+		{fmt.Errorf("preflight: %w", tookTooLong("the preflight", time.Minute)), ""},
 		{errors.New("what nobody foresaw"), ""},
 	} {
 		p := problemOf(c.err, "id")
@@ -42,9 +44,6 @@ func TestRetryAfter(t *testing.T) {
 		mux := http.NewServeMux()
 		huma.Register(humago.New(mux, huma.DefaultConfig("test", "1")), huma.Operation{OperationID: "fails", Method: http.MethodGet, Path: "/fails"},
 			func(context.Context, *struct{}) (*struct{}, error) {
-				if p.Status == http.StatusTooManyRequests { // as the operations do
-					return nil, huma.ErrorWithHeaders(p, http.Header{"Retry-After": {"60"}})
-				}
 				return nil, p
 			})
 		w = httptest.NewRecorder()

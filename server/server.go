@@ -74,6 +74,7 @@ type publisher interface {
 type Server struct {
 	cfg          config.Config
 	name         string
+	started      time.Time
 	log          *slog.Logger
 	pool         *pgxpool.Pool
 	box          *seal.Box
@@ -116,6 +117,7 @@ func New(ctx context.Context, cfg config.Config, deps Deps) (_ *Server, err erro
 		host, _ := os.Hostname() // an empty name is still made unique
 		s.name = host + "-" + newID()[:6]
 	}
+	s.started = cfg.Now()
 	if s.box, err = seal.New(cfg.Secret); err != nil {
 		return nil, err
 	}

@@ -92,8 +92,8 @@ func keepRenewed(ctx context.Context, renew func(context.Context) error) error {
 // renewLease lengthens the lease, or returns ErrFenced. One whose time is over is still ours until another server takes it,
 // which raises its epoch.
 func (s *Supervisor) renewLease(ctx context.Context, replication string, epoch int64) error {
-	// One that waited for a later one takes nothing back. With a renewal that a crash forgets the lease is over sooner, against which its epoch guards. So it does not wait for
-	// the disk, nor does then who waits for the row.
+	// One that waited for a later one takes nothing back. It does not wait for the disk, and so neither does who waits for the
+	// row: where a crash forgets a renewal the lease ends sooner, and its epoch guards against that.
 	tag, err := s.cfg.Pool.Exec(ctx, `WITH quick AS (SELECT set_config('synchronous_commit', 'off', true))
 		UPDATE rehome_control.leases SET expires_at = greatest(expires_at, now() + $4) FROM quick WHERE resource = $1 AND holder = $2 AND epoch = $3`,
 		resource(replication), s.cfg.Server, epoch, leaseTTL)
