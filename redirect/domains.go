@@ -57,7 +57,8 @@ func (g *Gateway) AddDomain(ctx context.Context, database, domain string) (strin
 	case owner != database:
 		return "", tenant.Errorf(tenant.KindConflict, "domain-taken", "remove it there first: rehome domains "+owner+" --remove "+domain, "the domain %s is the database %s's", domain, owner)
 	}
-	return domain, g.Reload(ctx)
+	g.follow(ctx)
+	return domain, nil
 }
 
 // RemoveDomain takes a domain away from a database. KindNotFound if it has none of that name.
@@ -79,5 +80,6 @@ func (g *Gateway) RemoveDomain(ctx context.Context, database, domain string) err
 	if err != nil {
 		return err
 	}
-	return g.Reload(ctx)
+	g.follow(ctx)
+	return nil
 }

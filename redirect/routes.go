@@ -339,7 +339,8 @@ func (g *Gateway) SetRedirect(ctx context.Context, r Redirect) (Redirect, error)
 	if err != nil {
 		return Redirect{}, fmt.Errorf("record the redirect of %s: %w", r.Database, err)
 	}
-	return r, g.Reload(ctx)
+	g.follow(ctx)
+	return r, nil
 }
 
 // ClearRedirect takes a redirect back.
@@ -366,7 +367,16 @@ func (g *Gateway) changeRedirect(ctx context.Context, database, sql string, args
 	if err != nil {
 		return err
 	}
-	return g.Reload(ctx)
+	g.follow(ctx)
+	return nil
+}
+
+// follow lets this gateway see a committed change before its answer, as all gateways will. That it could not is no failure of
+// the change: a second try would find it made.
+func (g *Gateway) follow(ctx context.Context) {
+	if err := g.Reload(ctx); err != nil {
+		g.cfg.Logger.WarnContext(ctx, "reload the routes", "error", err)
+	}
 }
 
 // RedirectOf reads a redirect from the control database. KindNotFound if there is none.

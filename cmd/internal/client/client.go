@@ -4,8 +4,8 @@
 //
 //   - Credentials and bodies (which may carry connection strings and codes) go to the host that was asked for and to no
 //     other: a redirect to another host or from https to http is an error that names the place.
-//   - A request that changes something carries an Idempotency-Key, which is the same in each of its tries; so a lost
-//     answer can be asked for again.
+//   - A POST carries an Idempotency-Key, which is the same in each of its tries; so a lost answer can be asked for again. A PUT,
+//     whose code is used once, is not sent again once it may have arrived.
 //   - A request is made again for a bounded time, not a number of times: a short one until the installation has answered at
 //     all, long enough for a restart afterwards, and for minutes where somebody only looks at what goes on by itself.
 //   - Every failure is a *tenant.Error; a problem document (RFC 9457) keeps its kind, code, hint and findings.
@@ -113,10 +113,10 @@ func (c *Client) call(ctx context.Context, method, path string, query url.Values
 		}
 	}
 	key := ""
-	if method != http.MethodGet {
+	if method == http.MethodPost { // net/http takes a request with a key for one that it may repeat by itself
 		key = rand.Text()
 	}
-	again := c.attempts()
+	again, arrived := c.attempts(), false
 	for {
 		err := c.try(ctx, method, path, query, body, key, out)
 		if err == nil {
@@ -127,8 +127,12 @@ func (c *Client) call(ctx context.Context, method, path string, query url.Values
 		}
 		r, ok := errors.AsType[*retryable](err)
 		if !ok {
+			if arrived && method == http.MethodDelete && out == nil && tenant.AsError(err).Kind == tenant.KindNotFound {
+				return nil // it is gone: by the try whose answer was lost
+			}
 			return err
 		}
+		arrived = arrived || r.sent
 		if r.sent && method == http.MethodPut {
 			// A PUT carries a code that is used once, and keys count for POST only: its answer may be lost, not doubled.
 			return r.err

@@ -113,8 +113,9 @@ func (c *Client) statusError(resp *http.Response, body []byte) error {
 		}
 	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
 		if !ours {
-			// 502 and 503 are of a proxy that did not reach the server; with 504 it has the request.
-			return &retryable{err: e, after: after, sent: resp.StatusCode == http.StatusGatewayTimeout}
+			// With 503 a proxy did not reach the server. Of the others one cannot know: with 504 the server has the request, and 502
+			// is said also where it went in the middle of it.
+			return &retryable{err: e, after: after, sent: resp.StatusCode != http.StatusServiceUnavailable}
 		}
 		if e.Kind == tenant.KindUnavailable && (asked || asksAgain(e.Code) || c.patience != nil) {
 			return &retryable{err: e, after: after, sent: true}
@@ -170,7 +171,7 @@ func (c *Client) transportError(ctx context.Context, err error) error {
 	case errors.Is(context.Cause(ctx), errNoAnswer):
 		why = "no answer within " + plain(c.tryWithin())
 		if c.patience == nil { // such a wait is no restart's
-			return unreachable("it may still succeed there: look with rehome audit before you ask for it once more", why)
+			return unreachable("what was asked for may still be done there: look with rehome audit before you ask for it once more", why)
 		}
 	case errors.Is(err, context.DeadlineExceeded):
 		why = "no answer in time"

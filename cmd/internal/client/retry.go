@@ -96,6 +96,7 @@ type attempts struct {
 	wait  *backoff.ExponentialBackOff
 	began time.Time
 	away  time.Time // since when no server answers; zero: it does
+	met   bool      // one had taken the request before
 	busy  time.Time // since when an earlier try is worked on
 }
 
@@ -133,9 +134,12 @@ func (a *attempts) since(now time.Time, r *retryable) (time.Time, time.Duration)
 	if a.away.IsZero() {
 		a.away = now
 	}
+	a.met = a.met || r.sent
 	switch {
-	case !a.c.contact.known():
+	case !a.c.contact.known() && !a.met:
 		return a.began, reachFor
+	case !a.c.contact.known():
+		return a.away, reachFor
 	case a.c.patience != nil:
 		return a.away, patientFor
 	}

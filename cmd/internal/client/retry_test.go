@@ -149,20 +149,45 @@ func TestRestartIsOutlasted(t *testing.T) {
 // What was worked on for long before its connection broke has all of the time.
 func TestTimeCountsFromTheFailure(t *testing.T) {
 	t.Parallel()
+	for _, known := range []bool{true, false} {
+		var p *place
+		p = newPlace(t, func(w http.ResponseWriter, r *http.Request) {
+			if p.requests.Load() > 1 || r.Method == http.MethodGet {
+				empty(w, r)
+				return
+			}
+			p.mu.Lock()
+			p.at += 4 * time.Minute
+			p.mu.Unlock()
+			p.down.Store(true)
+			w.WriteHeader(http.StatusBadGateway)
+		})
+		if known {
+			p.answered(t)
+		}
+		p.then = func(at time.Duration) { p.down.Store(at < 4*time.Minute+reachFor/2) }
+		if _, err := send[[]int](t.Context(), p.Client, http.MethodPost, "/v1/preflight", nil); err != nil {
+			t.Errorf("known %t: %v", known, err)
+		}
+	}
+}
+
+// What a try whose answer was lost has deleted is not missed by the next.
+func TestDeletedByALostTry(t *testing.T) {
+	t.Parallel()
 	var p *place
-	p = newPlace(t, func(w http.ResponseWriter, r *http.Request) {
-		if p.requests.Load() > 1 || r.Method == http.MethodGet {
-			empty(w, r)
+	p = newPlace(t, func(w http.ResponseWriter, _ *http.Request) {
+		if p.requests.Load() == 1 {
+			w.WriteHeader(http.StatusBadGateway)
 			return
 		}
-		p.mu.Lock()
-		p.at += 4 * time.Minute
-		p.mu.Unlock()
-		w.WriteHeader(http.StatusBadGateway)
+		problem(w, api.Problem{Status: 404, Kind: tenant.KindNotFound.String(), Code: "shard-not-found", Detail: "there is no shard eu-1"})
 	})
-	p.answered(t)
-	if _, err := send[[]int](t.Context(), p.Client, http.MethodPost, "/v1/preflight", nil); err != nil {
-		t.Fatal(err)
+	if err := p.RemoveShard(t.Context(), "eu-1"); err != nil || p.requests.Load() != 2 {
+		t.Errorf("%d requests, %v", p.requests.Load(), err)
+	}
+	if err := p.RemoveShard(t.Context(), "eu-1"); tenant.AsError(err).Kind != tenant.KindNotFound {
+		t.Errorf("one that is not there: %v", err)
 	}
 }
 
@@ -317,9 +342,13 @@ func answerCommand(w http.ResponseWriter, cmd api.Command) {
 // A PUT's code is used once, so what may have used it is not sent again; what refused the connection has not.
 func TestPutAndRestart(t *testing.T) {
 	t.Parallel()
-	var starts atomic.Bool
+	var starts, proxy atomic.Bool
 	p := newPlace(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodPut && !starts.Load() {
+			if proxy.Load() { // its server went in the middle of the request
+				w.WriteHeader(http.StatusBadGateway)
+				return
+			}
 			problem(w, api.Problem{Status: 503, Kind: "unavailable", Code: "stopping", Detail: "d"})
 			return
 		}
@@ -332,6 +361,10 @@ func TestPutAndRestart(t *testing.T) {
 	p.answered(t)
 	if _, err := p.SetRedirect(t.Context(), api.RedirectRequest{}); err == nil || p.requests.Load() != 1 {
 		t.Errorf("%d requests, %v", p.requests.Load(), err)
+	}
+	proxy.Store(true)
+	if _, err := p.SetRedirect(t.Context(), api.RedirectRequest{}); err == nil || p.requests.Load() != 2 {
+		t.Errorf("behind a proxy: %d requests, %v", p.requests.Load(), err)
 	}
 	starts.Store(true)
 	p.down.Store(true)
