@@ -19,8 +19,8 @@
 //
 // Within a group the changes of one table that follow each other become one statement over arrays (setwise.go), whose
 // rows go in the order of their key (sorted.go); when such a statement does not hit just the rows that it names, the group is
-// applied again, strictly in order. A transaction that is larger than a group comes in pieces, each of which is applied so (pieces.go). One that runs ahead inserts the rows of one table
-// by a COPY that goes on from group to group (copyin.go).
+// applied again, strictly in order. A transaction that is larger than a group comes in pieces, each of which is applied so
+// (pieces.go). One that runs ahead inserts the rows of one table by a COPY that goes on from group to group (copyin.go).
 //
 // # Invariants
 //

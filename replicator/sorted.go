@@ -94,7 +94,7 @@ func (r *relation) sortColumns(id catalog.Identity) []int {
 }
 
 // place says where a key belongs among others: by its first column, and by the second, or by the rest of the first if that is
-// a long one.
+// a long one. Short and long ones of the same beginning are so put in an order that is not quite the index's, but one all the same.
 func (r *relation) place(key pgoutput.Tuple) (a, b uint64) {
 	a, rest := r.placeOf(key, r.sorts[0])
 	if len(rest) > 0 || len(r.sorts) == 1 {
