@@ -24,6 +24,12 @@ const (
 	gulpEnough = 64 << 10
 	// gulpPause fills a socket's default buffer to a fifth at most, and adds little to a latency of behindAfter.
 	gulpPause = time.Millisecond
+	// A stream that is late, see gatherAfter, is read in larger gulps, of latePauses times latePause: what finds the socket's buffer
+	// full waits at the source in few large segments, instead of crossing in many small ones. Once there is lateEnough the pause ends,
+	// so that rows of kilobytes do not wait for it.
+	latePause  = 2 * time.Millisecond
+	latePauses = 5
+	lateEnough = 512 << 10
 	// behindAfter is how old a transaction is when the source sends it, by the source's clock, for the stream to count as
 	// behind: more than a stream that keeps up shows, most of which is the flush of the commit (0.2 to 3 ms). Little more, since a
 	// stream that fell behind by a moment's stall catches up by being read in gulps, and not where each message wakes us: at 1,000
@@ -43,6 +49,7 @@ type gulp struct {
 	taken atomic.Bool // by the session that it is for
 
 	behind bool
+	late   bool
 	pause  *time.Timer
 	done   <-chan struct{}
 }
@@ -105,12 +112,24 @@ func (g *gulp) gather() {
 		return
 	}
 	lowWater(g.sock, gulpEnough)
-	g.pause.Reset(gulpPause)
+	defer lowWater(g.sock, 1)
+	if !g.late {
+		g.rest(gulpPause)
+		return
+	}
+	for n := 0; n < latePauses && g.rest(latePause) && waiting(g.sock) < lateEnough; n++ {
+	}
+}
+
+// rest returns false if the context ended meanwhile.
+func (g *gulp) rest(d time.Duration) bool {
+	g.pause.Reset(d)
 	select {
 	case <-g.pause.C:
+		return true
 	case <-g.done:
+		return false
 	}
-	lowWater(g.sock, 1)
 }
 
 // watch makes reads fail when the context ends, until stop is called.
@@ -122,9 +141,12 @@ func (g *gulp) watch(ctx context.Context, c *pgconn.PgConn) (stop func()) {
 	return func() {
 		cancelled()
 		g.pause.Stop()
-		g.pause, g.behind = nil, false
+		g.pause, g.behind, g.late = nil, false, false
 	}
 }
 
 // began takes note of when a transaction was committed and when it was sent, both by the source's clock.
-func (g *gulp) began(committed, sent time.Time) { g.behind = sent.Sub(committed) > behindAfter }
+func (g *gulp) began(committed, sent time.Time) {
+	age := sent.Sub(committed)
+	g.behind, g.late = age > behindAfter, age > gatherAfter
+}

@@ -13,3 +13,13 @@ func lowWater(c syscall.RawConn, bytes int) {
 	}
 	_ = c.Control(func(fd uintptr) { _ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVLOWAT, bytes) })
 }
+
+// waiting is how many bytes a socket has that were not read (tcp(7), SIOCINQ);
+// 0 if it does not say.
+func waiting(c syscall.RawConn) (bytes int) {
+	if c == nil {
+		return 0
+	}
+	_ = c.Control(func(fd uintptr) { bytes, _ = unix.IoctlGetInt(int(fd), unix.SIOCINQ) })
+	return bytes
+}

@@ -5,3 +5,5 @@ package replicator
 import "syscall"
 
 func lowWater(syscall.RawConn, int) {}
+
+func waiting(syscall.RawConn) (bytes int) { return 0 }

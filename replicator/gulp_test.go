@@ -61,7 +61,7 @@ func TestGulp(t *testing.T) {
 	var got []byte
 	buf := make([]byte, 2*gulpBytes)
 	for k := 0; len(got) < len(sent); k++ {
-		g.behind = k%3 != 0
+		g.behind, g.late = k%3 != 0, k%3 == 2
 		n, err := g.Read(buf[:1+(k*7919)%len(buf)])
 		if err != nil {
 			t.Fatal(err)

@@ -16,6 +16,14 @@ const (
 	// inboxBytes and inboxRows bound what waits for a lane; the reader blocks beyond.
 	inboxRows  = 16000
 	inboxBytes = 8 << 20
+	// A lane that is behind and has caught up with what was read waits for gatherRows, or for gatherWait: with several lanes the
+	// reader fills none of them as fast as it is emptied, and groups of a few rows cost a shard many times as much a row, of
+	// which there is then less for the reader. A group of so many has its fixed costs spread; the wait is nothing against gatherAfter.
+	gatherRows = 500
+	gatherWait = 20 * time.Millisecond
+	// gatherAfter is how old a transaction is when the source sends it, for its lanes to be behind in this sense: by more than
+	// anybody waits for who looks at the other side.
+	gatherAfter = 250 * time.Millisecond
 )
 
 // inbox is where the reader gathers changes for one lane. Transactions that are complete wait in queue; the one that is
@@ -34,7 +42,11 @@ type inbox struct {
 	partial bool     // a piece of the open transaction was taken
 	free    []*group // groups that are done with, whose memory serves again
 
+	behind    bool // what is read is old, see gatherAfter
+	gathering bool // the lane waits for a fuller group, and is not woken by each transaction
+
 	groupRows, inboxRows int // the constants, but for tests
+	gatherWait           time.Duration
 }
 
 // due reports whether the open group is handed out before it is complete: because it is large, or because the reader may
@@ -44,7 +56,7 @@ func (b *inbox) due() bool {
 }
 
 func newInbox() *inbox {
-	return &inbox{groupRows: groupRows, inboxRows: inboxRows, ready: make(chan struct{}, 1), space: make(chan struct{}, 1)}
+	return &inbox{groupRows: groupRows, inboxRows: inboxRows, gatherWait: gatherWait, ready: make(chan struct{}, 1), space: make(chan struct{}, 1)}
 }
 
 func signal(c chan struct{}) {
@@ -162,7 +174,39 @@ func (b *inbox) commit(end tenant.LSN, marker string) {
 	} else {
 		b.queue = append(b.queue, g)
 	}
+	if !b.gathering || !b.sparse() {
+		signal(b.ready)
+	}
+}
+
+// late says whether what is read from now on is old.
+func (b *inbox) late(behind bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.behind = behind
 	signal(b.ready)
+}
+
+// sparse reports whether a lane that is behind should rather wait for more than it has: all of it is one group of few rows, for which
+// nobody else waits.
+func (b *inbox) sparse() bool {
+	if !b.behind || len(b.queue) != 1 || (b.open != nil && b.due()) {
+		return false
+	}
+	g := b.queue[0]
+	return g.marker == "" && g.barrier == nil && g.side == nil && !g.ddl && !g.ordered && len(g.changes) < gatherRows && g.bytes < groupBytes/2
+}
+
+// gather returns for how long the lane still waits for a fuller group, which began when it was first asked; 0: not at all.
+func (b *inbox) gather(since *time.Time) (left time.Duration) {
+	if b.sparse() {
+		if since.IsZero() {
+			*since = time.Now()
+		}
+		left = max(b.gatherWait-time.Since(*since), 0)
+	}
+	b.gathering = left > 0
+	return left
 }
 
 // again has a lane report a marker that its shard has already, as after a lost connection: durably, like any other.
@@ -209,9 +253,13 @@ func (b *inbox) advance(pos tenant.LSN) {
 func (b *inbox) take(ctx context.Context, idle time.Duration) (g *group, pos tenant.LSN, err error) {
 	t := time.NewTimer(idle)
 	defer t.Stop()
+	var since time.Time // when there was something, but little
 	for {
 		b.mu.Lock()
-		if len(b.queue) > 0 {
+		left := b.gather(&since)
+		if left > 0 {
+			t.Reset(left)
+		} else if len(b.queue) > 0 {
 			g = b.queue[0]
 			b.queue[0] = nil
 			b.queue = b.queue[1:]
@@ -234,7 +282,9 @@ func (b *inbox) take(ctx context.Context, idle time.Duration) (g *group, pos ten
 			return nil, 0, context.Cause(ctx)
 		case <-b.ready:
 		case <-t.C:
-			return nil, pos, nil
+			if left <= 0 {
+				return nil, pos, nil
+			}
 		}
 	}
 }

@@ -59,6 +59,7 @@ type stream struct {
 	// Of the message that is being read: the source's position and clock (microseconds since 2000) when it was sent.
 	sentAt    tenant.LSN
 	sentClock int64
+	late      bool // the transaction is old, see gatherAfter
 
 	ackNow chan struct{}
 	ended  chan struct{} // closed when the stream is over
@@ -207,7 +208,14 @@ func (s *stream) data(ctx context.Context, raw []byte, m *pgoutput.Message) erro
 		s.spools.begin(m.XID)
 		s.ahead.block(s.spools.open)
 	case pgoutput.Begin:
-		s.gulp.began(m.Time, pgoutput.Clock(s.sentClock))
+		sent := pgoutput.Clock(s.sentClock)
+		s.gulp.began(m.Time, sent)
+		if late := sent.Sub(m.Time) > gatherAfter; late != s.late {
+			s.late = late
+			for _, l := range s.lanes {
+				l.in.late(late)
+			}
+		}
 		return s.message(ctx, m)
 	case pgoutput.StreamAbort:
 		if s.ahead.of(m.XID) {
