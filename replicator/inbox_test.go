@@ -46,12 +46,10 @@ func TestLaneThatIsBehindGathers(t *testing.T) {
 		"a turn":         {never, func(in *inbox, _ func(int)) { in.turn(&side{}, time.Time{}) }, 3},
 		"a marker":       {never, func(in *inbox, _ func(int)) { in.begin(1_000_000, time.Time{}); in.commit(1_000_008, "attempt") }, 3},
 		"a known marker": {never, func(in *inbox, _ func(int)) { in.again(1_000_000, time.Time{}, "attempt") }, 3},
-		"another waits":  {never, func(in *inbox, give func(int)) { in.begin(1, time.Time{}); in.open.ordered = true; addTo(t, in) }, 3},
-		"a large one":    {never, func(in *inbox, _ func(int)) { in.begin(1, time.Time{}); in.open.bytes = groupBytes; addTo(t, in) }, 3},
+		"another waits":  {never, func(in *inbox, give func(int)) { addTo(t, in, func(g *group) { g.ordered = true }) }, 3},
+		"a large one":    {never, func(in *inbox, _ func(int)) { addTo(t, in, func(g *group) { g.bytes = groupBytes }) }, 3},
 		"a schema change": {never, func(in *inbox, _ func(int)) {
-			in.begin(1, time.Time{})
-			in.open.ddl = true
-			addTo(t, in)
+			addTo(t, in, func(g *group) { g.ddl = true })
 			in.commit(9, "")
 		}, 3},
 	} {
@@ -69,7 +67,10 @@ func TestLaneThatIsBehindGathers(t *testing.T) {
 				got <- taken{g, err}
 			}()
 			if c.wait == never {
-				for waits := false; !waits; {
+				for waits, limit := false, time.Now().Add(time.Minute); !waits; {
+					if time.Now().After(limit) {
+						t.Fatal("it does not wait for more")
+					}
 					in.mu.Lock()
 					waits = in.gathering
 					in.mu.Unlock()
@@ -84,9 +85,13 @@ func TestLaneThatIsBehindGathers(t *testing.T) {
 	}
 }
 
-// addTo adds a change to the open transaction.
-func addTo(t *testing.T, in *inbox) {
+// addTo opens a transaction of a kind, with a change.
+func addTo(t *testing.T, in *inbox, be func(*group)) {
 	t.Helper()
+	in.begin(1, time.Time{})
+	in.mu.Lock()
+	be(in.open)
+	in.mu.Unlock()
 	if err := in.add(t.Context(), change{op: opInsert, rel: testRelation(1), row: pgoutput.Tuple{text("k"), text("v"), text("w")}}); err != nil {
 		t.Error(err)
 	}

@@ -159,17 +159,18 @@ func (s *Server) keepAnswer(ctx context.Context, client, key string, rec *record
 	}
 }
 
+// keepOnce leaves alone what another server has taken over meanwhile.
 func (s *Server) keepOnce(ctx context.Context, client, key string, rec *recorder) error {
 	if rec.status == 0 || rec.status >= http.StatusInternalServerError || rec.status == http.StatusTooManyRequests {
-		_, err := s.pool.Exec(ctx, `DELETE FROM rehome_control.idempotency_keys WHERE client = $1 AND key = $2 AND status IS NULL`, client, key)
+		_, err := s.pool.Exec(ctx, `DELETE FROM rehome_control.idempotency_keys WHERE client = $1 AND key = $2 AND server = $3 AND status IS NULL`, client, key, s.name)
 		return err
 	}
 	plain, err := json.Marshal(keptAnswer{ContentType: rec.Header().Get("Content-Type"), Body: rec.body.Bytes()})
 	if err != nil {
 		return err
 	}
-	_, err = s.pool.Exec(ctx, `UPDATE rehome_control.idempotency_keys SET status = $3, response = $4 WHERE client = $1 AND key = $2`,
-		client, key, rec.status, s.box.Seal(purposeIdempotency, string(plain)))
+	_, err = s.pool.Exec(ctx, `UPDATE rehome_control.idempotency_keys SET status = $3, response = $4 WHERE client = $1 AND key = $2 AND server = $5`,
+		client, key, rec.status, s.box.Seal(purposeIdempotency, string(plain)), s.name)
 	return err
 }
 
