@@ -113,13 +113,18 @@ func (g *gulp) gather() {
 	}
 	lowWater(g.sock, gulpEnough)
 	defer lowWater(g.sock, 1)
-	if !g.late {
+	if !g.unhurried(receiveBuffer(g.sock)) {
 		g.rest(gulpPause)
 		return
 	}
 	for n := 0; n < latePauses && g.rest(latePause) && waiting(g.sock) < lateEnough; n++ {
 	}
 }
+
+// unhurried reports whether the next pause may be a long one: nobody waits, and the socket's buffer has room for what a
+// source sends meanwhile. In a smaller buffer, as it is where the system's limit is low (tcp(7), tcp_rmem), a source of wide rows would stand still for
+// most of a long pause. It grows by itself while the pauses are short.
+func (g *gulp) unhurried(room int) bool { return g.late && room >= 2*lateEnough }
 
 // rest returns false if the context ended meanwhile.
 func (g *gulp) rest(d time.Duration) bool {

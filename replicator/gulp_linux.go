@@ -23,3 +23,12 @@ func waiting(c syscall.RawConn) (bytes int) {
 	_ = c.Control(func(fd uintptr) { bytes, _ = unix.IoctlGetInt(int(fd), unix.SIOCINQ) })
 	return bytes
 }
+
+// receiveBuffer is how large a socket's buffer is by now (socket(7), SO_RCVBUF); 0 if it does not say.
+func receiveBuffer(c syscall.RawConn) (bytes int) {
+	if c == nil {
+		return 0
+	}
+	_ = c.Control(func(fd uintptr) { bytes, _ = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUF) })
+	return bytes
+}
