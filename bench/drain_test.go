@@ -114,8 +114,16 @@ func TestFlatnessLeavesOutWhatAnEmptyDatabaseCosts(t *testing.T) {
 	s := sample(few, 2.2)
 	s.Round = 5 // which has no other point
 	r.Add(s)
-	if got := w.flatness(r, axis, true); got.N != 2 || math3(got.Min) != 1 || math3(got.Max) != 2 {
-		t.Errorf("flatness of two rounds %+v, want 1 to 2", got)
+	// The medians of 5 and 1, and of 10 and 1: 5.5 to 3.
+	if got := w.flatness(r, axis, true); got.N != 2 || math3(got.Min) != 1 || math3(got.Max) != 2 || math3(got.Median) != 1.833 {
+		t.Errorf("flatness of two rounds %+v, want 1.833, 1 to 2", got)
+	}
+	for _, s := range []Sample{sample(growthPoint{}, 2), sample(few, 1.9), sample(many, 3)} { // few rows cost less than none
+		s.Round = 7
+		r.Add(s)
+	}
+	if got := w.flatness(r, axis, true); got.N != 3 || math3(got.Max) != 2 || math3(got.Median) != 1 {
+		t.Errorf("flatness of three rounds %+v, want 1, to 2", got)
 	}
 }
 
