@@ -203,12 +203,15 @@ var errRelist = errors.New("the tables changed while they were being locked")
 
 // lockOnce tries one LOCK statement under a savepoint, and lists the tables behind it, in one round trip. The list must be
 // what was locked. After the lock, then is run. If it reports retry, nothing of the try is held any more.
+//
+// The try's time limit is set behind the savepoint: a busy server may need longer for that alone, there would then be none to go
+// back to, and a limit that was set before it would stand while that is done.
 func (a *Attempt) lockOnce(ctx context.Context, mode string, timeout time.Duration, then string) (retry bool, err error) {
 	if len(a.tables) == 0 {
 		return false, nil
 	}
 	stop := a.watch(ctx)
-	results, err := script(ctx, a.fence, setSQL("statement_timeout", timeout)+"SAVEPOINT rehome_lock;\n"+lockSQL(a.tables, mode)+";\n"+
+	results, err := script(ctx, a.fence, "SAVEPOINT rehome_lock;\n"+setSQL("statement_timeout", timeout)+lockSQL(a.tables, mode)+";\n"+
 		setSQL("statement_timeout", max(time.Until(a.deadline), maxLockTry))+then+listTables)
 	stop()
 	switch {

@@ -362,3 +362,25 @@ func TestThousandTables(t *testing.T) {
 	t.Log(strings.Join(report, ", "))
 	agrees(t, s)
 }
+
+// TestATryLeavesNoTimeLimit: what follows a try that was in vain, its own undoing first, is not under its time limit.
+func TestATryLeavesNoTimeLimit(t *testing.T) {
+	t.Parallel()
+	s := installed(t)
+	ctx := t.Context()
+	a := open(t, s, 1)
+	must(t, a.Prelock(ctx))
+	holder := connect(t, s.owner)
+	exec(t, holder, "BEGIN; UPDATE accounts SET balance = balance")
+	exec(t, a.FenceSession(), "SET LOCAL statement_timeout = '77s'")
+	for range 2 {
+		if retry, err := a.TryLock(ctx, 50*time.Millisecond); err == nil || !retry {
+			t.Fatalf("a lock beside a writer: retry %v, %v", retry, err)
+		}
+		var limit string
+		must(t, a.FenceSession().QueryRow(ctx, "SHOW statement_timeout").Scan(&limit))
+		if limit != "77s" {
+			t.Errorf("the limit is %s afterwards", limit)
+		}
+	}
+}

@@ -33,6 +33,9 @@ func (l *writersLatency) during(from, to time.Time) (took []time.Duration, fewes
 		}
 	}
 	slices.Sort(took)
+	if len(windows) == 0 {
+		return took, 0
+	}
 	return took, slices.Min(windows)
 }
 
