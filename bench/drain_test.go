@@ -97,14 +97,14 @@ func TestFlatnessLeavesOutWhatAnEmptyDatabaseCosts(t *testing.T) {
 	}
 	w, axis := &growthWorkload{}, growthAxis{name: "rows", points: []growthPoint{few, many}}
 	r := sampled(sample(growthPoint{}, 2), sample(few, 2.5))
-	if got := w.flatness(r, axis, true); got.N != 0 {
+	if got, single := w.flatness(r, axis, true); got.N != 0 || single.N != 0 {
 		t.Errorf("with a point missing: %+v", got)
 	}
 	r.Add(sample(many, 12))
 	if got := growthCost(r, few, true); math3(got.Median) != 5 {
 		t.Errorf("few rows cost %v s per million, want 5", got.Median)
 	}
-	if got := w.flatness(r, axis, true); math3(got.Median) != 2 {
+	if got, _ := w.flatness(r, axis, true); math3(got.Median) != 2 {
 		t.Errorf("flatness %v, want 2", got.Median)
 	}
 	for _, s := range []Sample{sample(growthPoint{}, 2), sample(few, 2.1), sample(many, 3)} {
@@ -115,15 +115,18 @@ func TestFlatnessLeavesOutWhatAnEmptyDatabaseCosts(t *testing.T) {
 	s.Round = 5 // which has no other point
 	r.Add(s)
 	// The medians of 5 and 1, and of 10 and 1: 5.5 to 3.
-	if got := w.flatness(r, axis, true); got.N != 2 || math3(got.Min) != 1 || math3(got.Max) != 2 || math3(got.Median) != 1.833 {
-		t.Errorf("flatness of two rounds %+v, want 1.833, 1 to 2", got)
+	if got, single := w.flatness(r, axis, true); got.N != 2 || math3(got.Median) != 1.833 || math3(single.Min) != 1 || math3(single.Max) != 2 {
+		t.Errorf("flatness of two rounds %+v, of single ones %+v; want 1.833, 1 to 2", got, single)
 	}
 	for _, s := range []Sample{sample(growthPoint{}, 2), sample(few, 1.9), sample(many, 3)} { // few rows cost less than none
 		s.Round = 7
 		r.Add(s)
 	}
-	if got := w.flatness(r, axis, true); got.N != 3 || math3(got.Max) != 2 || math3(got.Median) != 1 {
-		t.Errorf("flatness of three rounds %+v, want 1, to 2", got)
+	if got, single := w.flatness(r, axis, true); got.N != 3 || math3(got.Median) != 1 || single.N != 2 {
+		t.Errorf("flatness of three rounds %+v, of single ones %+v; want 1, of 2 single ones", got, single)
+	}
+	if got := (Aim{Limit: growthFlat, Measured: SpreadOf([]float64{1})}).Verdict(); got != "met (n = 1)" { // no range, no noise
+		t.Error(got)
 	}
 }
 

@@ -204,15 +204,15 @@ var errRelist = errors.New("the tables changed while they were being locked")
 // lockOnce tries one LOCK statement under a savepoint, and lists the tables behind it, in one round trip. The list must be
 // what was locked. After the lock, then is run. If it reports retry, nothing of the try is held any more.
 //
-// The try's time limit is set behind the savepoint: a busy server may need longer for that alone, there would then be none to go
-// back to, and a limit that was set before it would stand while that is done.
+// The savepoint and what undoes the try have the time limit of the pause, with at least maxLockTry: a busy server may need more than
+// a try's for the savepoint alone, and without it there is nothing to go back to.
 func (a *Attempt) lockOnce(ctx context.Context, mode string, timeout time.Duration, then string) (retry bool, err error) {
 	if len(a.tables) == 0 {
 		return false, nil
 	}
 	stop := a.watch(ctx)
-	results, err := script(ctx, a.fence, "SAVEPOINT rehome_lock;\n"+setSQL("statement_timeout", timeout)+lockSQL(a.tables, mode)+";\n"+
-		setSQL("statement_timeout", max(time.Until(a.deadline), maxLockTry))+then+listTables)
+	whole := setSQL("statement_timeout", max(time.Until(a.deadline), maxLockTry))
+	results, err := script(ctx, a.fence, whole+"SAVEPOINT rehome_lock;\n"+setSQL("statement_timeout", timeout)+lockSQL(a.tables, mode)+";\n"+whole+then+listTables)
 	stop()
 	switch {
 	case hasCode(err, "57014", "55P03", "40P01"): // timed out, deadlock

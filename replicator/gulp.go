@@ -24,12 +24,12 @@ const (
 	gulpEnough = 64 << 10
 	// gulpPause fills a socket's default buffer to a fifth at most, and adds little to a latency of behindAfter.
 	gulpPause = time.Millisecond
-	// A stream that is late, see gatherAfter, is read in larger gulps, of latePauses times latePause: what finds the socket's buffer
-	// full waits at the source in few large segments, instead of crossing in many small ones. Once there is lateEnough the pause ends,
-	// so that rows of kilobytes do not wait for it.
-	latePause  = 2 * time.Millisecond
-	latePauses = 5
+	// A stream that is late, see gatherAfter, is read in larger gulps, of up to latePauses pauses: fewer wake-ups here, and fewer, larger
+	// segments from a source that meanwhile finds the socket's buffer full. Once there is lateEnough they end, or lateShare of what the
+	// buffer may hold, so that a source of rows of kilobytes does not stand still for the rest of them.
+	latePauses = 10
 	lateEnough = 512 << 10
+	lateShare  = 4
 	// behindAfter is how old a transaction is when the source sends it, by the source's clock, for the stream to count as
 	// behind: more than a stream that keeps up shows, most of which is the flush of the commit (0.2 to 3 ms). Little more, since a
 	// stream that fell behind by a moment's stall catches up by being read in gulps, and not where each message wakes us: at 1,000
@@ -107,24 +107,29 @@ func (g *gulp) Read(p []byte) (int, error) {
 }
 
 // gather waits while bytes come, without being woken by each of them.
-func (g *gulp) gather() {
+func (g *gulp) gather() (pauses int) {
 	if g.pause == nil {
-		return
+		return 0
 	}
 	lowWater(g.sock, gulpEnough)
 	defer lowWater(g.sock, 1)
-	if !g.unhurried(receiveBuffer(g.sock)) {
-		g.rest(gulpPause)
-		return
+	for most := g.pauses(); pauses < most && g.rest(gulpPause); {
+		pauses++
+		// Half of a buffer's size or less is for what it holds, the rest for the system's own needs.
+		if waiting(g.sock) >= min(lateEnough, receiveBuffer(g.sock)/lateShare) {
+			break
+		}
 	}
-	for n := 0; n < latePauses && g.rest(latePause) && waiting(g.sock) < lateEnough; n++ {
-	}
+	return pauses
 }
 
-// unhurried reports whether the next pause may be a long one: nobody waits, and the socket's buffer has room for what a
-// source sends meanwhile. In a smaller buffer, as it is where the system's limit is low (tcp(7), tcp_rmem), a source of wide rows would stand still for
-// most of a long pause. It grows by itself while the pauses are short.
-func (g *gulp) unhurried(room int) bool { return g.late && room >= 2*lateEnough }
+// pauses is how many the next gulp may have.
+func (g *gulp) pauses() int {
+	if g.late {
+		return latePauses
+	}
+	return 1
+}
 
 // rest returns false if the context ended meanwhile.
 func (g *gulp) rest(d time.Duration) bool {

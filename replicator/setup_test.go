@@ -3,6 +3,7 @@ package replicator_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -249,10 +250,16 @@ func (r *rig) waitPhase(want tenant.Phase) {
 	})
 }
 
-// verifyClean compares both sides through the engine and fails the test with what differs.
-func (r *rig) verifyClean(e *replicator.Engine) tenant.Verification {
+// verifyClean compares both sides through the engine and fails the test with what differs. It waits for an engine that streams: one that
+// has just begun, or lost a session, is in the phase that it was in before.
+func (r *rig) verifyClean(e *replicator.Engine) (v tenant.Verification) {
 	r.t.Helper()
-	v, err := e.Verify(r.t.Context(), replicator.VerifyOptions{})
+	var err error
+	eventually(r.t, "a stream to compare at", func() bool {
+		v, err = e.Verify(r.t.Context(), replicator.VerifyOptions{})
+		te, ok := errors.AsType[*tenant.Error](err)
+		return !ok || te.Code != "not-streaming" || r.jour.phase().Phase == tenant.Paused
+	})
 	if err != nil {
 		r.t.Fatalf("verify: %v", err)
 	}

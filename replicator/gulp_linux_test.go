@@ -1,0 +1,57 @@
+package replicator
+
+import (
+	"net"
+	"runtime"
+	"testing"
+	"time"
+)
+
+// TestGulpEndsWithAFullBuffer: a late stream makes pauses as long as little comes, and one where its buffer fills, however small that is.
+func TestGulpEndsWithAFullBuffer(t *testing.T) {
+	t.Parallel()
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	var d net.Dialer
+	near, err := d.DialContext(t.Context(), "tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = near.Close() }()
+	far, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = far.Close() }()
+	c, ok := near.(*net.TCPConn)
+	if !ok || c.SetReadBuffer(64<<10) != nil {
+		t.Fatalf("%T has no buffer to set", near)
+	}
+	g := &gulp{r: near, buf: make([]byte, gulpBytes), late: true, pause: time.NewTimer(time.Hour), done: t.Context().Done()}
+	g.pause.Stop()
+	if g.sock, err = c.SyscallConn(); err != nil {
+		t.Fatal(err)
+	}
+	if got := g.gather(); got != latePauses {
+		t.Errorf("%d pauses while nothing comes", got)
+	}
+	if _, err := far.Write(make([]byte, receiveBuffer(g.sock)/lateShare)); err != nil {
+		t.Fatal(err)
+	}
+	for waiting(g.sock) < receiveBuffer(g.sock)/lateShare {
+		if t.Context().Err() != nil {
+			t.Fatal("the bytes never came")
+		}
+		runtime.Gosched()
+	}
+	if got := g.gather(); got != 1 {
+		t.Errorf("%d pauses over a buffer that is full", got)
+	}
+	g.late = false
+	if got := g.gather(); got != 1 {
+		t.Errorf("%d pauses of a stream that is not late", got)
+	}
+}
