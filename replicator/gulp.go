@@ -22,7 +22,7 @@ const (
 	gulpBytes = 128 << 10
 	// gulpEnough: a read that brought this much leaves nothing to gain from a pause before the next one.
 	gulpEnough = 64 << 10
-	// gulpPause fills a socket's default buffer to a fifth at most, and adds little to a latency of behindAfter.
+	// gulpPause fills a socket's default buffer to a fifth at a walsender's 25 MB/s, and adds little to a latency of behindAfter.
 	gulpPause = time.Millisecond
 	// A stream that is late, see gatherAfter, is read in larger gulps, of up to latePauses pauses: fewer wake-ups here, and fewer, larger
 	// segments from a source that meanwhile finds the socket's buffer full. Once there is lateEnough they end, or lateShare of what the

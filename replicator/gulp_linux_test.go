@@ -41,8 +41,8 @@ func TestGulpEndsWithAFullBuffer(t *testing.T) {
 	if _, err := far.Write(make([]byte, receiveBuffer(g.sock)/lateShare)); err != nil {
 		t.Fatal(err)
 	}
-	for waiting(g.sock) < receiveBuffer(g.sock)/lateShare {
-		if t.Context().Err() != nil {
+	for limit := time.Now().Add(time.Minute); waiting(g.sock) < receiveBuffer(g.sock)/lateShare; {
+		if time.Now().After(limit) {
 			t.Fatal("the bytes never came")
 		}
 		runtime.Gosched()
