@@ -10,28 +10,15 @@ import (
 // TestGulpEndsWithAFullBuffer: a late stream makes pauses as long as little comes, and one where its buffer fills, however small that is.
 func TestGulpEndsWithAFullBuffer(t *testing.T) {
 	t.Parallel()
-	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
 	var d net.Dialer
-	near, err := d.DialContext(t.Context(), "tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = near.Close() }()
-	far, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = far.Close() }()
+	near, far := pair(t, d.DialContext)
 	c, ok := near.(*net.TCPConn)
 	if !ok || c.SetReadBuffer(64<<10) != nil {
 		t.Fatalf("%T has no buffer to set", near)
 	}
 	g := &gulp{r: near, buf: make([]byte, gulpBytes), late: true, pause: time.NewTimer(time.Hour), done: t.Context().Done()}
 	g.pause.Stop()
+	var err error
 	if g.sock, err = c.SyscallConn(); err != nil {
 		t.Fatal(err)
 	}

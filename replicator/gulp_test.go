@@ -12,6 +12,25 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
+// pair is both ends of a connection that dial opens.
+func pair(t *testing.T, dial pgconn.DialFunc) (near, far net.Conn) {
+	t.Helper()
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	if near, err = dial(t.Context(), "tcp", l.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = near.Close() })
+	if far, err = l.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = far.Close() })
+	return near, far
+}
+
 // TestGulp: whatever pieces come, in pauses or not, all of them are read in their order, also where a single one is
 // larger than the buffer, and none is waited for once there is one.
 func TestGulp(t *testing.T) {
@@ -20,21 +39,7 @@ func TestGulp(t *testing.T) {
 	var d net.Dialer
 	cfg.DialFunc = d.DialContext
 	g := gulpFrontend(&cfg)
-	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	near, err := cfg.DialFunc(t.Context(), "tcp", l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = near.Close() }()
-	far, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = far.Close() }()
+	near, far := pair(t, cfg.DialFunc)
 	cfg.BuildFrontend(near, near)
 
 	random := rand.New(rand.NewPCG(1, 2))
