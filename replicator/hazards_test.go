@@ -47,9 +47,7 @@ func TestChangedTypesPause(t *testing.T) {
 		}
 		stop()
 		exec(t, open(t, r.shards[0].DSN), alter)
-		if _, err := r.jour.Observe(t.Context(), tenant.Observation{Kind: tenant.AskedResume}); err != nil {
-			t.Fatal(err)
-		}
+		r.resume()
 		_, stop = r.start()
 		r.waitPhase(tenant.InSync)
 		eventually(t, "the row of the new type arrives", func() bool {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rehomedb/rehome/replicator"
 	"github.com/rehomedb/rehome/tenant"
@@ -137,9 +138,15 @@ func TestSchemaChangesAreFollowed(t *testing.T) {
 	}
 }
 
-// resume answers a pause as a person does.
+// resume answers a pause as a person does. As a server does, it lets the engine end first: after the pause is recorded the engine
+// still notes at the shards what it paused before, and one that begins without that note pauses there once more.
 func (r *rig) resume() {
 	r.t.Helper()
+	select {
+	case <-r.ended:
+	case <-time.After(patience):
+		r.t.Fatalf("the engine has not ended within %s of its pause", patience)
+	}
 	if _, err := r.jour.Observe(r.t.Context(), tenant.Observation{Kind: tenant.AskedResume}); err != nil {
 		r.t.Fatal(err)
 	}

@@ -57,6 +57,8 @@ type rig struct {
 	throttle     tenant.Throttle
 	slotPatience time.Duration
 
+	ended <-chan struct{} // closed when the engine that was started last has ended
+
 	asking sync.Mutex // of askers, see total
 	askers map[tenant.DSN]*pgx.Conn
 }
@@ -227,12 +229,18 @@ func (r *rig) start() (e *replicator.Engine, stop func()) {
 		r.t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- e.Run(ctx) }()
+	ended := make(chan struct{})
+	var failure error
+	go func() {
+		defer close(ended)
+		failure = e.Run(ctx)
+	}()
+	r.ended = ended
 	stop = sync.OnceFunc(func() {
 		cancel()
-		if err := <-done; err != nil {
-			r.t.Logf("engine ended: %v", err)
+		<-ended
+		if failure != nil {
+			r.t.Logf("engine ended: %v", failure)
 		}
 	})
 	r.t.Cleanup(stop)

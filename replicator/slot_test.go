@@ -239,9 +239,7 @@ func TestSlotWaitsForATransaction(t *testing.T) {
 	}
 	stop()
 	exec(t, blocker, `COMMIT`)
-	if _, err := r.jour.Observe(t.Context(), tenant.Observation{Kind: tenant.AskedResume}); err != nil {
-		t.Fatal(err)
-	}
+	r.resume()
 	e, _ = r.start()
 	r.waitPhase(tenant.InSync)
 	r.verifyClean(e)

@@ -203,9 +203,7 @@ func TestChangedShapePausesAndGoesOn(t *testing.T) {
 	for _, sh := range r.shards {
 		exec(t, open(t, sh.DSN), `ALTER TABLE items ADD COLUMN extra text`)
 	}
-	if _, err := r.jour.Observe(t.Context(), tenant.Observation{Kind: tenant.AskedResume}); err != nil {
-		t.Fatal(err)
-	}
+	r.resume()
 	e, stop := r.start()
 	eventually(t, "the row of the new shape arrives", func() bool { return r.total(`SELECT count(*) FROM items WHERE extra = 'new'`) == 1 })
 	r.verifyClean(e)
