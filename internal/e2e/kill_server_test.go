@@ -129,7 +129,7 @@ func (r *killRig) startServer(name string) *killServer {
 	s.log, err = os.OpenFile(filepath.Join(r.dir, name+".log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	r.must(err)
 	s.cmd = exec.Command(self)
-	s.cmd.Env = append(os.Environ(), killChild+"="+string(raw))
+	s.cmd.Env = append(os.Environ(), killChild+"="+string(raw), "TMPDIR="+r.dir) // it is killed, and leaves temporary files behind
 	s.cmd.Stderr = s.log
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	s.in, err = s.cmd.StdinPipe()

@@ -120,7 +120,7 @@ func freePort(t *testing.T) int {
 }
 
 func (i *installation) env() []string {
-	return append(append(os.Environ(),
+	return append(append(os.Environ(), "TMPDIR="+i.dir, // a killed server leaves its temporary files behind
 		"REHOME_DATABASE_URL="+i.control.Reveal(), "REHOME_SECRET=a secret of the tests, long enough for all", "REHOME_URL="+i.url,
 		"REHOME_LISTEN=127.0.0.1:"+strconv.Itoa(i.port), "REHOME_EMAIL_URL=file://"+i.mail, "NO_COLOR=1"), i.extra...)
 }
