@@ -16,13 +16,12 @@ func (rehomeCopier) Missing(context.Context, *Rig) string { return "" }
 
 // Further figures of a copy by Rehome.
 const (
-	analysedSeconds = "analysed s"      // wall time until the copy counts as done: also analysed, slot and positions noted
-	analysedTool    = "analysed tool"   // CPU seconds of the tool until then
-	analysedSum     = "analysed sum"    // CPU seconds of all processes until then
-	inSyncSeconds   = "in sync s"       // wall time until the stream has caught up
-	peakRSS         = "peak RSS MiB"    // of the server
-	serverCPU       = "server CPU s"    // of the server alone, without pg_dump, pg_restore and the command line
-	rowsPerSecond   = "rows per second" // of the dataset
+	analysedSeconds = "analysed s"    // wall time until the copy counts as done: also analysed, slot and positions noted
+	analysedTool    = "analysed tool" // CPU seconds of the tool until then
+	analysedSum     = "analysed sum"  // CPU seconds of all processes until then
+	inSyncSeconds   = "in sync s"     // wall time until the stream has caught up
+	peakRSS         = "peak RSS MiB"  // of the server
+	serverCPU       = "server CPU s"  // of the server alone, without pg_dump, pg_restore and the command line
 )
 
 func (rehomeCopier) Copy(ctx context.Context, r *Run, d *Dataset, targets []*pgcluster.Cluster) error {

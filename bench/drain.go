@@ -209,6 +209,8 @@ func (b *drainBed) drain(ctx context.Context, f follower) (s Sample, err error) 
 	if err != nil {
 		return s, err
 	}
+	ctx, cancel := context.WithCancel(ctx) // what is given up ends, also where it is a program that waits for more
+	defer cancel()
 	asked := time.Now()
 	failed := make(chan error, 1)
 	go func() { failed <- f.start(ctx) }()
@@ -222,9 +224,11 @@ func (b *drainBed) drain(ctx context.Context, f follower) (s Sample, err error) 
 		return active, err
 	})
 	if err != nil {
+		cancel()
 		return s, errors.Join(err, <-failed)
 	}
 	if err := poll(ctx, drainWithin, lastPoll, f.label()+" shows the last transaction", finish.there); err != nil {
+		cancel()
 		return s, errors.Join(err, <-failed)
 	}
 	end := time.Now()
@@ -320,6 +324,15 @@ func digest(ctx context.Context, c *pgx.Conn, table string) (rows int64, sum str
 
 // same compares what a contender's targets hold, together, with the source.
 func (b *drainBed) same(ctx context.Context, f follower, tables []string) error {
+	var targets []*pgx.Conn
+	for _, dsn := range f.targets() {
+		c, err := dial(ctx, dsn)
+		if err != nil {
+			return err
+		}
+		defer c.Close(ctx)
+		targets = append(targets, c)
+	}
 	for _, table := range tables {
 		wantRows, want, err := digest(ctx, b.src, table)
 		if err != nil {
@@ -327,13 +340,8 @@ func (b *drainBed) same(ctx context.Context, f follower, tables []string) error 
 		}
 		var sums []string
 		var rows int64
-		for _, dsn := range f.targets() {
-			c, err := dial(ctx, dsn)
-			if err != nil {
-				return err
-			}
+		for _, c := range targets {
 			n, sum, err := digest(ctx, c, table)
-			_ = c.Close(ctx)
 			if err != nil {
 				return err
 			}

@@ -183,7 +183,11 @@ func (w *growthWorkload) apply(ctx context.Context, r *Run, bed *drainBed, f *re
 	for _, line := range f.transcript().Noted() {
 		r.Note(line)
 	}
-	return bed.same(ctx, f, []string{"t1", fmt.Sprint("t", p.tables)})
+	tables := make([]string, p.tables)
+	for n := range tables {
+		tables[n] = fmt.Sprint("t", n+1)
+	}
+	return bed.same(ctx, f, tables)
 }
 
 func growthDDL(n int) string {

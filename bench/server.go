@@ -262,11 +262,6 @@ func (s *Server) WaitPhase(ctx context.Context, want ...tenant.Phase) error {
 	})
 }
 
-// Progress is what replication-progress shows.
-func (s *Server) Progress(ctx context.Context) (tenant.Progress, error) {
-	return CLIJSON[tenant.Progress](ctx, s, "replication-progress")
-}
-
 // remove takes the replication back, ends the server and drops its databases.
 func (s *Server) remove(ctx context.Context) error {
 	s.run = s.owner

@@ -2,14 +2,12 @@ package replicator
 
 import (
 	"context"
-	"io"
 	"net"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/pgproto3"
 )
 
 // A walsender makes one send of every change, and wakes whoever waits for it each time. While we are behind, waking up for
@@ -38,64 +36,54 @@ const (
 	behindAfter = 5 * time.Millisecond
 )
 
-// gulp reads a stream. It is used by one goroutine.
+// gulp is the connection of a stream. It lies below TLS, whose reads bring one record each, which is one change: above it, no
+// read would show what the socket has. As of any connection, one goroutine at a time may read.
 type gulp struct {
-	r        io.Reader
+	net.Conn
+	sock syscall.RawConn // nil: it does not say what it has
+
 	buf      []byte
 	from, to int
 	last     int // bytes that the last read brought
-	sock     syscall.RawConn
 
-	taken atomic.Bool // by the session that it is for
-
-	behind bool
-	late   bool
-	pause  *time.Timer
-	done   <-chan struct{}
+	// The driver reads beside the stream while it writes and the source does not take that.
+	behind, late atomic.Bool
 }
 
-// gulpFrontend makes the session that is made with cfg read through a gulp. Once there is a session, take must be called:
-// others that the configuration, or a copy of it, is used for, as one that cancels a statement, are then read without it.
-func gulpFrontend(cfg *pgconn.Config) *gulp {
-	g := &gulp{buf: make([]byte, gulpBytes)}
-	cfg.BuildFrontend = func(r io.Reader, w io.Writer) *pgproto3.Frontend {
-		if g.taken.Load() {
-			return pgproto3.NewFrontend(r, w)
-		}
-		// Another address may be tried after one that failed.
-		g.r, g.from, g.to = r, 0, 0
-		return pgproto3.NewFrontend(g, w)
-	}
+// gulps makes the sessions of cfg read through a gulp; made is that of the latest of them.
+func gulps(cfg *pgconn.Config) (made *atomic.Pointer[gulp]) {
+	made = new(atomic.Pointer[gulp])
 	dial := cfg.DialFunc
 	cfg.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		c, err := dial(ctx, network, addr)
-		if g.taken.Load() {
-			return c, err
+		if err != nil {
+			return nil, err
 		}
-		g.sock = nil
-		if t, ok := c.(*net.TCPConn); ok && err == nil {
+		g := &gulp{Conn: c}
+		if t, ok := c.(*net.TCPConn); ok {
 			g.sock, _ = t.SyscallConn() // without it there are more wake-ups, no more
 		}
-		return c, err
+		made.Store(g)
+		return g, nil
 	}
-	return g
+	return made
 }
 
-// take ends the search for an address: the session that was made last is the one that is read.
-func (g *gulp) take() { g.taken.Store(true) }
-
-// Read implements io.Reader.
+// Read implements net.Conn.
 func (g *gulp) Read(p []byte) (int, error) {
 	if g.from == g.to {
-		if g.behind && g.last < gulpEnough {
+		if g.behind.Load() && g.last < gulpEnough {
 			g.gather()
 		}
-		if len(p) >= len(g.buf) {
-			n, err := g.r.Read(p) // of a value larger than the buffer
+		if len(p) >= gulpBytes {
+			n, err := g.Conn.Read(p) // of a value larger than the buffer
 			g.last = n
 			return n, err
 		}
-		n, err := g.r.Read(g.buf)
+		if g.buf == nil {
+			g.buf = make([]byte, gulpBytes)
+		}
+		n, err := g.Conn.Read(g.buf)
 		g.from, g.to, g.last = 0, n, n
 		if n == 0 {
 			return 0, err
@@ -106,14 +94,12 @@ func (g *gulp) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// gather waits while bytes come, without being woken by each of them.
+// gather waits while bytes come, without being woken by each of them. The end of a stream waits for it, for latePauses at most.
 func (g *gulp) gather() (pauses int) {
-	if g.pause == nil {
-		return 0
-	}
 	lowWater(g.sock, gulpEnough)
 	defer lowWater(g.sock, 1)
-	for most := g.pauses(); pauses < most && g.rest(gulpPause); {
+	for most := g.pauses(); pauses < most; {
+		time.Sleep(gulpPause) //nolint:forbidigo // a read has no context; this ends after 10 ms at most
 		pauses++
 		// Half of a buffer's size or less is for what it holds, the rest for the system's own needs.
 		if waiting(g.sock) >= min(lateEnough, receiveBuffer(g.sock)/lateShare) {
@@ -125,38 +111,25 @@ func (g *gulp) gather() (pauses int) {
 
 // pauses is how many the next gulp may have.
 func (g *gulp) pauses() int {
-	if g.late {
+	if g.late.Load() {
 		return latePauses
 	}
 	return 1
 }
 
-// rest returns false if the context ended meanwhile.
-func (g *gulp) rest(d time.Duration) bool {
-	g.pause.Reset(d)
-	select {
-	case <-g.pause.C:
-		return true
-	case <-g.done:
-		return false
-	}
-}
-
 // watch makes reads fail when the context ends, until stop is called.
-func (g *gulp) watch(ctx context.Context, c *pgconn.PgConn) (stop func()) {
-	g.done = ctx.Done()
-	g.pause = time.NewTimer(0)
-	<-g.pause.C
-	cancelled := context.AfterFunc(ctx, func() { _ = c.Conn().SetReadDeadline(time.Unix(1, 0)) })
+func (g *gulp) watch(ctx context.Context) (stop func()) {
+	cancelled := context.AfterFunc(ctx, func() { _ = g.SetReadDeadline(time.Unix(1, 0)) })
 	return func() {
 		cancelled()
-		g.pause.Stop()
-		g.pause, g.behind, g.late = nil, false, false
+		g.behind.Store(false)
+		g.late.Store(false)
 	}
 }
 
 // began takes note of when a transaction was committed and when it was sent, both by the source's clock.
 func (g *gulp) began(committed, sent time.Time) {
 	age := sent.Sub(committed)
-	g.behind, g.late = age > behindAfter, age > gatherAfter
+	g.behind.Store(age > behindAfter)
+	g.late.Store(age > gatherAfter)
 }

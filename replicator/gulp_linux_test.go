@@ -16,8 +16,8 @@ func TestGulpEndsWithAFullBuffer(t *testing.T) {
 	if !ok || c.SetReadBuffer(64<<10) != nil {
 		t.Fatalf("%T has no buffer to set", near)
 	}
-	g := &gulp{r: near, buf: make([]byte, gulpBytes), late: true, pause: time.NewTimer(time.Hour), done: t.Context().Done()}
-	g.pause.Stop()
+	g := &gulp{Conn: near}
+	g.late.Store(true)
 	var err error
 	if g.sock, err = c.SyscallConn(); err != nil {
 		t.Fatal(err)
@@ -37,7 +37,7 @@ func TestGulpEndsWithAFullBuffer(t *testing.T) {
 	if got := g.gather(); got != 1 {
 		t.Errorf("%d pauses over a buffer that is full", got)
 	}
-	g.late = false
+	g.late.Store(false)
 	if got := g.gather(); got != 1 {
 		t.Errorf("%d pauses of a stream that is not late", got)
 	}

@@ -100,7 +100,7 @@ func connectBy(ctx context.Context, dsn tenant.DSN, name string, extra map[strin
 const decodesLittle = `SELECT set_config('logical_decoding_work_mem', '16MB', false)
 	WHERE current_setting('server_version_num')::int >= 140000 AND pg_size_bytes(current_setting('logical_decoding_work_mem', true)) > 16 << 20`
 
-// connectReplication opens a walsender session (manual, 55.4: streaming replication protocol), and what reads it. early says
+// connectReplication opens a walsender session (manual, 55.4: streaming replication protocol), and the connection below it. early says
 // that transactions which it streams may be applied at once, so that the source should begin early (decodesLittle).
 func connectReplication(ctx context.Context, dsn tenant.DSN, name string, early bool) (*pgconn.PgConn, *gulp, error) {
 	cfg, err := parseDSN(dsn)
@@ -112,7 +112,7 @@ func connectReplication(ctx context.Context, dsn tenant.DSN, name string, early 
 
 // openReplication is connectReplication with a configuration that was made of the connection string.
 func openReplication(ctx context.Context, dsn tenant.DSN, cfg *pgconn.Config, name string, early bool) (*pgconn.PgConn, *gulp, error) {
-	g := gulpFrontend(cfg)
+	made := gulps(cfg)
 	maps.Copy(cfg.RuntimeParams, textSettings)
 	maps.Copy(cfg.RuntimeParams, limitless)
 	cfg.RuntimeParams["replication"] = "database"
@@ -121,7 +121,7 @@ func openReplication(ctx context.Context, dsn tenant.DSN, cfg *pgconn.Config, na
 	if err != nil {
 		return nil, nil, connectError(dsn, err)
 	}
-	g.take()
+	g := made.Load() // other addresses were tried before it, if any
 	settings := []string{limitlessLater}
 	if early {
 		settings = append(settings, decodesLittle)

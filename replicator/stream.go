@@ -34,7 +34,7 @@ const (
 type stream struct {
 	e      *Engine
 	conn   *pgconn.PgConn
-	gulp   *gulp // what conn is read through
+	gulp   *gulp // the connection below conn
 	lanes  []*lane
 	router *router
 	dec    pgoutput.Decoder
@@ -140,7 +140,7 @@ const xLogHeader = 1 + 8 + 8 + 8
 func (s *stream) read(ctx context.Context) error {
 	defer s.stopAhead("the stream ends")
 	var m pgoutput.Message
-	defer s.gulp.watch(ctx, s.conn)()
+	defer s.gulp.watch(ctx)()
 	from := s.conn.Frontend()
 	for {
 		raw, err := from.Receive()
@@ -204,7 +204,7 @@ func (s *stream) data(ctx context.Context, raw []byte, m *pgoutput.Message) erro
 	}
 	switch m.Kind {
 	case pgoutput.StreamStart:
-		s.gulp.behind = true // nobody waits for a transaction that has not ended
+		s.gulp.behind.Store(true) // nobody waits for a transaction that has not ended
 		s.spools.begin(m.XID)
 		s.ahead.block(s.spools.open)
 	case pgoutput.Begin:

@@ -59,9 +59,6 @@ func (d *Decoder) Decode(buf []byte, m *Message) error {
 // Streaming reports whether the next message lies within a streamed block.
 func (d *Decoder) Streaming() bool { return d.streaming }
 
-// Reset makes the decoder ready for the start of a stream, as after a reconnect.
-func (d *Decoder) Reset() { d.streaming = false }
-
 // Peek reads what decides where a message goes without decoding the rest: its kind and, within a streamed block, the
 // transaction or sub-transaction that it belongs to (else 0).
 func Peek(buf []byte, streamed bool) (Kind, uint32, error) {
