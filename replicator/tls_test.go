@@ -15,9 +15,9 @@ import (
 	"github.com/rehomedb/rehome/tenant"
 )
 
-// serveTLS makes a source answer over TLS only where it is asked to, and returns the connection string that asks for it
-// and believes nobody else; dir is for what that needs.
-func serveTLS(t *testing.T, dsn tenant.DSN, dir string) tenant.DSN {
+// serveTLS makes a cluster answer over TLS too. What it returns changes a connection string to it: so that it asks for
+// TLS, and believes nobody else; dir is for what that needs.
+func serveTLS(t *testing.T, c *pgcluster.Cluster, dir string) func(tenant.DSN) tenant.DSN {
 	t.Helper()
 	https := httptest.NewTLSServer(nil) // lends its certificate for 127.0.0.1
 	defer https.Close()
@@ -27,7 +27,7 @@ func serveTLS(t *testing.T, dsn tenant.DSN, dir string) tenant.DSN {
 		t.Fatal(err)
 	}
 	cert := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: own.Certificate[0]}))
-	db := open(t, dsn)
+	db := open(t, c.DSN("postgres"))
 	for file, content := range map[string]string{
 		"server.crt": cert,
 		"server.key": string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})),
@@ -40,40 +40,48 @@ func serveTLS(t *testing.T, dsn tenant.DSN, dir string) tenant.DSN {
 	if err := os.WriteFile(roots, []byte(cert), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	u, err := url.Parse(dsn.Reveal())
-	if err != nil {
-		t.Fatal(err)
+	return func(dsn tenant.DSN) tenant.DSN {
+		u, err := url.Parse(dsn.Reveal())
+		if err != nil {
+			t.Fatal(err)
+		}
+		q := u.Query()
+		q.Set("sslmode", "verify-full")
+		q.Set("sslrootcert", roots)
+		u.RawQuery = q.Encode()
+		return tenant.DSN(u.String())
 	}
-	q := u.Query()
-	q.Set("sslmode", "verify-full")
-	q.Set("sslrootcert", roots)
-	u.RawQuery = q.Encode()
-	return tenant.DSN(u.String())
 }
 
-// TestBacklogOverTLS: a source that is asked for TLS is copied and followed over TLS, and a backlog from it is no slower work than
-// another: a pause for every change of this one would take minutes.
+// TestBacklogOverTLS: a source and shards that are asked for TLS are reached by TLS, and a backlog is no slower work than another:
+// a pause for every change of this one would take minutes.
 func TestBacklogOverTLS(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir() // before the rig, which still connects while it is taken down
+	dir := t.TempDir() // made before, and so removed after, all that connects
 	src := pgcluster.StartT(t, pgcluster.Options{})
-	r := newRigOn(t, src, 2, tenant.ReplicationOptions{}, itemsDDL)
-	plain := r.source
-	r.source = serveTLS(t, r.source, dir)
+	over := serveTLS(t, src, dir)
+	shards := []tenant.DSN{over(pgcluster.NewDatabase(t, src)), over(pgcluster.NewDatabase(t, src))}
+	r := newRigOn(t, src, len(shards), tenant.ReplicationOptions{}, itemsDDL)
+	writer := open(t, r.source)
+	exec(t, writer, `SET synchronous_commit = off`)
+	r.source = over(r.source)
+	for i := range shards {
+		r.shards[i].DSN = shards[i]
+	}
 	_, stop := r.start()
 	r.waitPhase(tenant.InSync)
 	stop()
 	const backlog = 40_000
-	writer := open(t, plain)
-	exec(t, writer, `SET synchronous_commit = off`)
 	exec(t, writer, `DO $$ BEGIN
 		FOR k IN 1..`+strconv.Itoa(backlog)+` LOOP UPDATE items SET n = n + 1 WHERE id = 1 + k % 100; COMMIT; END LOOP; END $$`)
 	e, _ := r.start()
 	eventually(t, "the backlog is applied", func() bool {
 		return r.total(`SELECT coalesce(sum(n), 0) FROM items WHERE id <= 100`) == scalar[int64](t, r.srcDB, `SELECT sum(n) FROM items WHERE id <= 100`)
 	})
-	if !scalar[bool](t, r.srcDB, `SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE application_name LIKE 'rehome-stream-%'`) {
-		t.Error("the stream came without TLS")
+	for _, what := range []string{"stream", "lane"} {
+		if !scalar[bool](t, writer, `SELECT bool_and(ssl) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid) WHERE application_name LIKE $1`, "rehome-"+what+"-%") {
+			t.Errorf("a %s came without TLS", what)
+		}
 	}
 	r.verifyClean(e)
 	r.sameRows()
