@@ -239,10 +239,12 @@ func (c *Catalogue) finishCreate(ctx context.Context, d Database, req CreateRequ
 	if err := json.Unmarshal(raw, &placement); err != nil {
 		return Database{}, fmt.Errorf("read the placement of %s: %w", d.Name, err)
 	}
-	g, gctx := errgroup.WithContext(ctx)
+	// Where one shard fails, the others finish: a server goes on with a statement that is given up, and might complete its
+	// database after it was taken back.
+	var g errgroup.Group
 	for _, s := range d.Shards {
 		g.Go(func() error {
-			err := c.buildOn(gctx, s, req, placement)
+			err := c.buildOn(ctx, s, req, placement)
 			if errors.Is(err, errNameTaken) {
 				return nameTaken(d.Name, s)
 			}
